@@ -1,0 +1,150 @@
+"""The Parquet schemas that the stages exchange, and how a table is written.
+
+Metric columns are appended to these by name (float64, null where missing); `speechmill.metrics` declares them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from speechmill.files import atomic_path
+
+AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+# Who a clip is and where it comes from: first columns of every table with one row per clip.
+IDENTITY = [
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("source", pa.string()),  # name of the corpus
+    pa.field("source_id", pa.string()),  # the corpus's own name of the clip
+    pa.field("source_split", pa.string()),
+    pa.field("source_file", pa.string()),  # path below the source's root
+    pa.field("source_row", pa.int64()),  # row of a table; null where a file is a clip
+]
+
+MANIFEST = pa.schema(
+    [
+        *IDENTITY,
+        pa.field("size", pa.int64()),  # bytes of the encoded clip, null where not known before reading
+        pa.field("sha256", pa.string()),  # of the encoded clip, null where the source file's stands for it
+        pa.field("header_duration", pa.float64()),  # seconds as its header claims, null where unreadable
+        pa.field("text", pa.string()),
+        pa.field("language", pa.string()),
+        pa.field("speaker_id", pa.string()),
+        pa.field("license", pa.string()),
+        pa.field("extra", pa.string()),  # the corpus's other columns as one JSON object
+    ]
+)
+
+LEDGER = pa.schema(
+    [
+        *IDENTITY,
+        pa.field("state", pa.string(), nullable=False),  # passed | rejected | errored
+        pa.field("criterion", pa.string()),
+        pa.field("value", pa.float64()),
+        pa.field("threshold", pa.float64()),
+        pa.field("error_class", pa.string()),
+        pa.field("message", pa.string()),
+        pa.field("input_duration", pa.float64()),  # seconds decoded (header's claim where decoding failed)
+        pa.field("input_sha256", pa.string()),  # of the encoded input
+        pa.field("pcm_sha256", pa.string()),  # of the decoded mono samples and their rate
+    ]
+)
+
+ENHANCED = pa.schema(
+    [
+        *IDENTITY,
+        pa.field("audio", AUDIO),  # what is published: FLAC, mono, 16 bit
+        pa.field("original", AUDIO),  # the same clip not denoised; null where `variant` is original
+        pa.field("text", pa.string()),
+        pa.field("language", pa.string()),
+        pa.field("duration", pa.float64()),  # seconds of `audio`
+        pa.field("sampling_rate", pa.int32()),
+        pa.field("speaker_id", pa.string()),
+        pa.field("license", pa.string()),
+        pa.field("extra", pa.string()),
+        pa.field("variant", pa.string()),  # original | enhanced
+        pa.field("variant_reason", pa.string()),  # the guard's criterion that decided
+        pa.field("trim_start_s", pa.float64()),  # seconds cut from the decoded input's start
+        pa.field("trim_end_s", pa.float64()),  # ... and from its end
+        pa.field("gain_db", pa.float64()),
+        pa.field("input_sha256", pa.string()),
+        pa.field("pcm_sha256", pa.string()),
+        pa.field("input_duration", pa.float64()),
+        pa.field("input_sampling_rate", pa.int32()),
+        pa.field("input_channels", pa.int32()),
+        pa.field("input_codec", pa.string()),  # container/subtype, such as FLAC/PCM_16
+        pa.field("source_revision", pa.string()),
+        pa.field("enhancer", pa.string()),  # name, version and level
+        pa.field("enhancer_sha256", pa.string()),  # of its weights
+        pa.field("config_sha256", pa.string()),  # of the enhance section
+        pa.field("code_version", pa.string()),
+    ]
+)
+
+RANKING = pa.schema(
+    [
+        *IDENTITY,
+        pa.field("batch", pa.string()),
+        pa.field("text", pa.string()),
+        pa.field("language", pa.string()),
+        pa.field("speaker_id", pa.string()),
+        pa.field("license", pa.string()),
+        pa.field("input_duration", pa.float64()),
+        pa.field("duration", pa.float64()),
+        pa.field("variant", pa.string()),
+        pa.field("variant_reason", pa.string()),
+        pa.field("state", pa.string(), nullable=False),  # accepted | rejected | errored | duplicate
+        pa.field("criterion", pa.string()),
+        pa.field("value", pa.float64()),
+        pa.field("threshold", pa.float64()),
+        pa.field("error_class", pa.string()),
+        pa.field("message", pa.string()),
+        pa.field("duplicate_of", pa.string()),
+        pa.field("closeness", pa.float64()),  # 0..1, null where not ranked
+        pa.field("coverage", pa.float64()),  # share of the profile's weight that was measured
+        pa.field("failed_gates", pa.list_(pa.string())),
+    ]
+)
+
+
+def write_table(
+    table: pa.Table,
+    final: str | os.PathLike[str],
+    *,
+    row_group_size: int = 10_000,
+    uncompressed: Sequence[str] = (),
+) -> None:
+    """Write a Parquet file atomically and with the same bytes for the same table.
+
+    `uncompressed` names columns (struct columns by their dotted leaf paths) that hold already compressed
+    bytes: they are stored plain, which the Hub's chunk de-duplication needs. All others are zstd.
+    """
+    compression = {name: ("none" if name in uncompressed else "zstd") for name in leaf_paths(table.schema)}
+    with atomic_path(final) as temporary:
+        pq.write_table(
+            table,
+            temporary,
+            row_group_size=row_group_size,
+            compression=compression,
+            use_dictionary=[name for name in compression if name not in uncompressed],
+            write_page_index=True,
+            store_schema=True,
+        )
+
+
+def leaf_paths(schema: pa.Schema) -> list[str]:
+    """The dotted paths of a schema's leaf columns, as Parquet names them."""
+
+    def leaves(field: pa.Field, prefix: str) -> list[str]:
+        name = f"{prefix}{field.name}"
+        if pa.types.is_struct(field.type):
+            return [leaf for child in field.type for leaf in leaves(child, f"{name}.")]
+        if pa.types.is_list(field.type):
+            return [f"{name}.list.element"]
+        return [name]
+
+    return [leaf for field in schema for leaf in leaves(field, "")]
