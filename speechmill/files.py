@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -15,18 +16,25 @@ from typing import Any
 def atomic_path(final: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `final`; on success flush it to disk and rename it, on failure remove it.
 
-    The temporary name holds the process id, so that two processes that write the same file do not
-    mix their bytes; the last rename wins with a complete file.
+    The temporary name holds the process id, so that two processes that write the same file (a job whose
+    controller died, and its repetition) do not mix their bytes. Who finishes first clears away the others'
+    temporaries and those of killed processes; the other one finds the same file in place and is done, too.
     """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, final)
+        try:
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, final)
+        except FileNotFoundError:
+            if not final.exists():
+                raise
         _sync_directory(final.parent)
+        for left in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
+            left.unlink(missing_ok=True)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -6,7 +6,10 @@ Metric columns are appended to these by name (float64, null where missing); `spe
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -111,6 +114,63 @@ RANKING = pa.schema(
 )
 
 
+class TableWriter:
+    """Writes rows to a Parquet file as they come; the same rows give the same bytes however they arrive."""
+
+    def __init__(self, path: Path, schema: pa.Schema, row_group_size: int, uncompressed: Sequence[str]):
+        compression = {name: ("none" if name in uncompressed else "zstd") for name in leaf_paths(schema)}
+        self._schema = schema
+        self._row_group_size = row_group_size
+        self._rows: list[dict[str, Any]] = []
+        self._writer = pq.ParquetWriter(
+            path,
+            schema,
+            compression=compression,
+            use_dictionary=[name for name in compression if name not in uncompressed],
+            write_page_index=True,
+        )
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add one row: a value per column, None where it is missing."""
+        self._rows.append(row)
+        if len(self._rows) == self._row_group_size:
+            self._flush()
+
+    def write_table(self, table: pa.Table) -> None:
+        """Add all rows of a table (not to be mixed with `write`)."""
+        self._writer.write_table(table.cast(self._schema), row_group_size=self._row_group_size)
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+
+@contextmanager
+def table_writer(
+    schema: pa.Schema,
+    final: str | os.PathLike[str],
+    *,
+    row_group_size: int = 10_000,
+    uncompressed: Sequence[str] = (),
+) -> Iterator[TableWriter]:
+    """A `TableWriter` whose file gets its final name only if the block ends without an exception.
+
+    `uncompressed` names columns (struct columns by their dotted leaf paths) that hold already compressed
+    bytes: they are stored plain, which the Hub's chunk de-duplication needs. All others are zstd.
+    """
+    with atomic_path(final) as temporary:
+        writer = TableWriter(temporary, schema, row_group_size, uncompressed)
+        try:
+            yield writer
+        finally:
+            writer.close()
+
+
 def write_table(
     table: pa.Table,
     final: str | os.PathLike[str],
@@ -118,22 +178,9 @@ def write_table(
     row_group_size: int = 10_000,
     uncompressed: Sequence[str] = (),
 ) -> None:
-    """Write a Parquet file atomically and with the same bytes for the same table.
-
-    `uncompressed` names columns (struct columns by their dotted leaf paths) that hold already compressed
-    bytes: they are stored plain, which the Hub's chunk de-duplication needs. All others are zstd.
-    """
-    compression = {name: ("none" if name in uncompressed else "zstd") for name in leaf_paths(table.schema)}
-    with atomic_path(final) as temporary:
-        pq.write_table(
-            table,
-            temporary,
-            row_group_size=row_group_size,
-            compression=compression,
-            use_dictionary=[name for name in compression if name not in uncompressed],
-            write_page_index=True,
-            store_schema=True,
-        )
+    """Write a whole table as `table_writer` does."""
+    with table_writer(table.schema, final, row_group_size=row_group_size, uncompressed=uncompressed) as writer:
+        writer.write_table(table)
 
 
 def leaf_paths(schema: pa.Schema) -> list[str]:

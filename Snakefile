@@ -1,0 +1,42 @@
+# speechmill: configuration, validation, includes and targets. The stages are in rules/.
+import sys
+
+from snakemake.utils import min_version
+
+min_version("9.19")
+
+sys.path.insert(0, workflow.basedir)
+
+
+include: "rules/common.smk"
+
+
+configfile: f"{workflow.basedir}/config/config.yaml"
+configfile: dataset_config()
+
+
+check_config()
+
+
+include: "rules/ingest.smk"
+include: "rules/enhance.smk"
+include: "rules/score.smk"
+include: "rules/rank.smk"
+include: "rules/report.smk"
+include: "rules/publish.smk"
+
+
+localrules:
+    all,
+    preflight,
+    source,
+    manifest,
+    duplicates,
+    profile,
+
+
+rule all:
+    default_target: True
+    input:
+        run_file("published/UPLOADED.json"),
+        run_file("report/report.html"),

@@ -1,0 +1,25 @@
+# One job per batch: raw clips to an enhanced shard and the ledger of what became of each clip.
+
+
+rule enhance:
+    input:
+        batch=run_file("manifest/{batch}.json"),
+    output:
+        enhanced=audio_shard("enhanced/{batch}.parquet"),
+        ledger=run_file("ledger/{batch}.enhance.parquet"),
+    log:
+        log_file("enhance/{batch}"),
+    benchmark:
+        time_file("enhance/{batch}")
+    params:
+        version=versions.ENHANCE,
+        settings={key: value for key, value in config["enhance"].items() if key != "batch_seconds"},
+    threads: 2
+    resources:
+        gpu=0,
+        mem_mb=lambda wildcards, attempt: 6000 * attempt,
+        batch_seconds=smaller_batches("enhance"),
+    conda:
+        "../envs/speechmill.yaml"
+    script:
+        "../scripts/enhance.py"

@@ -1,0 +1,50 @@
+# From a source to batches: what must be there, what the source holds, which clips make which batch.
+
+
+rule preflight:
+    output:
+        report=run_file("preflight.json"),
+    log:
+        log_file("preflight"),
+    params:
+        config=config,
+        config_dir=CONFIG_DIR.as_posix(),
+    conda:
+        "../envs/speechmill.yaml"
+    script:
+        "../scripts/preflight.py"
+
+
+rule source:
+    input:
+        # Only for the order: the source does not depend on what was checked.
+        preflight=ancient(run_file("preflight.json")),
+    output:
+        source=run_file("source.json"),
+    log:
+        log_file("source"),
+    params:
+        source=config["source"],
+        fingerprint=source_state,
+    conda:
+        "../envs/speechmill.yaml"
+    script:
+        "../scripts/source.py"
+
+
+# The one checkpoint. {batch}.json and {batch}.parquet beside batches.tsv are no declared outputs: Snakemake
+# would delete them all before a new listing, and with them the batches that did not change.
+checkpoint manifest:
+    input:
+        source=run_file("source.json"),
+    output:
+        batches=run_file("manifest/batches.tsv"),
+    log:
+        log_file("manifest"),
+    params:
+        source=config["source"],
+        batch_size=config["batch_size"],
+    conda:
+        "../envs/speechmill.yaml"
+    script:
+        "../scripts/manifest.py"

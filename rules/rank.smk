@@ -1,0 +1,71 @@
+# From scores to decisions. Needs no audio and no GPU: a new profile or threshold repeats only this and what follows.
+
+
+rule duplicates:
+    input:
+        ledgers=batch_files("ledger/{batch}.enhance.parquet"),
+    output:
+        duplicates=run_file("ledger/duplicates.parquet"),
+    log:
+        log_file("duplicates"),
+    params:
+        version=versions.RANK,
+    conda:
+        "../envs/speechmill.yaml"
+    script:
+        "../scripts/duplicates.py"
+
+
+rule profile:
+    input:
+        preflight=run_file("preflight.json"),
+        profile=ranking_profile,
+    output:
+        profile=run_file("ranking/profile.json"),
+    log:
+        log_file("profile"),
+    params:
+        version=versions.RANK,
+        threshold=config["rank"]["threshold"],
+        config_dir=CONFIG_DIR.as_posix(),
+    conda:
+        "../envs/speechmill.yaml"
+    script:
+        "../scripts/profile.py"
+
+
+rule rank:
+    input:
+        batch=run_file("manifest/{batch}.json"),
+        ledger=run_file("ledger/{batch}.enhance.parquet"),
+        scores=run_file("scores/{batch}.parquet"),
+        duplicates=run_file("ledger/duplicates.parquet"),
+        profile=run_file("ranking/profile.json"),
+    output:
+        ranking=run_file("ranking/{batch}.parquet"),
+    log:
+        log_file("rank/{batch}"),
+    benchmark:
+        time_file("rank/{batch}")
+    params:
+        version=versions.RANK,
+    conda:
+        "../envs/speechmill.yaml"
+    script:
+        "../scripts/rank.py"
+
+
+rule advice:
+    input:
+        rankings=batch_files("ranking/{batch}.parquet"),
+        profile=run_file("ranking/profile.json"),
+    output:
+        advice=run_file("ranking/advice.json"),
+    log:
+        log_file("advice"),
+    params:
+        version=versions.RANK,
+    conda:
+        "../envs/speechmill.yaml"
+    script:
+        "../scripts/advice.py"

@@ -1,0 +1,35 @@
+# What a person looks at and what a program reads, over all batches. Fails if the states do not balance.
+
+
+rule report:
+    input:
+        batches=run_file("manifest/batches.tsv"),
+        rankings=batch_files("ranking/{batch}.parquet"),
+        enhanced=batch_files("enhanced/{batch}.parquet"),
+        profile=run_file("ranking/profile.json"),
+        advice=run_file("ranking/advice.json"),
+        source=run_file("source.json"),
+        preflight=run_file("preflight.json"),
+    output:
+        page=report(
+            run_file("report/report.html"),
+            caption="../docs/captions/report.rst",
+            category="Quality",
+            labels={"dataset": config["dataset"], "what": "quality report"},
+        ),
+        summary=report(
+            run_file("report/summary.json"),
+            caption="../docs/captions/summary.rst",
+            category="Quality",
+            labels={"dataset": config["dataset"], "what": "summary"},
+        ),
+        ranking=run_file("report/ranking.parquet"),
+    log:
+        log_file("report"),
+    params:
+        version=versions.REPORT,
+        settings=config["report"],
+    conda:
+        "../envs/speechmill.yaml"
+    script:
+        "../scripts/report.py"

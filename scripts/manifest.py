@@ -1,0 +1,17 @@
+from pathlib import Path
+
+from speechmill.files import read_json
+from speechmill.job import logged
+
+with logged(snakemake.log):
+    from speechmill.manifest import build_manifest
+    from speechmill.sources import open_source
+
+    notes = build_manifest(
+        open_source(snakemake.config),
+        read_json(snakemake.input.source),
+        snakemake.config,
+        Path(snakemake.output.batches).parent,
+    )
+    for note in notes:
+        print(note)

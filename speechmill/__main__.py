@@ -1,0 +1,7 @@
+"""`python -m speechmill`."""
+
+import sys
+
+from speechmill.cli import main
+
+sys.exit(main())

@@ -1,0 +1,165 @@
+"""The configuration: merged by Snakemake, completed with defaults and checked here.
+
+Order of precedence, lowest first: defaults of config/schema.yaml, config/config.yaml,
+config/datasets/NAME.yaml, `--configfile`, `--config`.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from speechmill.errors import ConfigError
+
+SCHEMA_FILE = "schema.yaml"
+
+
+def nearest(name: object, valid: Iterable[str]) -> str:
+    """A hint that names the nearest valid name, or all of them: `did you mean "x"?`."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    if close:
+        return f'did you mean "{close[0]}"?'
+    return f"valid: {', '.join(names)}" if names else "there is none"
+
+
+def load_schema(config_dir: Path) -> dict[str, Any]:
+    """The JSON schema of the configuration."""
+    return yaml.safe_load((config_dir / SCHEMA_FILE).read_text(encoding="utf-8"))
+
+
+def dataset_file(config: dict[str, Any], config_dir: Path) -> str:
+    """Path of the data set's own configuration file.
+
+    Raises:
+        ConfigError: `dataset` is missing or names no file in config/datasets/.
+    """
+    name = config.get("dataset")
+    known = [path.stem for path in (config_dir / "datasets").glob("*.yaml")]
+    if not isinstance(name, str) or name not in known:
+        raise ConfigError(
+            f"unknown data set {name!r}: {nearest(name, known)} "
+            f"A data set is a file {config_dir / 'datasets'}/NAME.yaml; choose one with --config dataset=NAME."
+        )
+    return str(config_dir / "datasets" / f"{name}.yaml")
+
+
+def validate_config(config: dict[str, Any], config_dir: Path) -> dict[str, Any]:
+    """A copy of the configuration with all defaults filled in.
+
+    Raises:
+        ConfigError: lists every unknown key (with the nearest valid one), wrong type and value out of range.
+    """
+    from jsonschema import Draft202012Validator
+
+    schema = load_schema(config_dir)
+    config = copy.deepcopy(config)
+    _fill_defaults(config, schema)
+    problems = []
+    for error in sorted(Draft202012Validator(schema).iter_errors(config), key=lambda e: [str(p) for p in e.path]):
+        problems.extend(_explain(error))
+    enhance = config.get("enhance", {})
+    if not problems and enhance["min_seconds"] >= enhance["max_seconds"]:
+        problems.append(
+            f"enhance.min_seconds ({enhance['min_seconds']}) must be below enhance.max_seconds ({enhance['max_seconds']})"
+        )
+    if problems:
+        raise ConfigError("the configuration is not valid:\n" + "\n".join(f"  - {p}" for p in problems))
+    return config
+
+
+def _fill_defaults(value: Any, schema: dict[str, Any]) -> None:
+    if not isinstance(value, dict):
+        return
+    for key, child in schema.get("properties", {}).items():
+        if key not in value and "default" in child:
+            value[key] = copy.deepcopy(child["default"])
+        if key in value:
+            _fill_defaults(value[key], child)
+
+
+def _explain(error: Any) -> list[str]:
+    """Turn one jsonschema error into lines for a person."""
+    where = ".".join(str(part) for part in error.absolute_path)
+    if error.validator == "additionalProperties":
+        valid = error.schema.get("properties", {})
+        extra = sorted(str(key) for key in error.instance if key not in valid)
+        return [f"unknown setting {where + '.' if where else ''}{key}: {nearest(key, valid)}" for key in extra]
+    if error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        return [f"missing setting {where + '.' if where else ''}{key}" for key in missing]
+    if error.validator == "enum":
+        return [f"{where} is {error.instance!r}: {nearest(error.instance, map(str, error.validator_value))}"]
+    if error.validator == "anyOf":
+        allowed = [str(v) for option in error.validator_value for v in option.get("enum", [])]
+        return [f"{where} is {error.instance!r}: {nearest(error.instance, allowed)} (or a list)"]
+    if error.validator == "type":
+        return [
+            f"{where or 'the configuration'} is {json.dumps(error.instance, default=str)}: expected {error.validator_value}"
+        ]
+    return [f"{where}: {error.message}"]
+
+
+def missing_paths(config: dict[str, Any], config_dir: Path) -> list[str]:
+    """One line for each path of a valid configuration that is not there, with the nearest name beside it."""
+    problems = []
+    source = config["source"]
+    for key in ("path", "metadata"):
+        value = source[key]
+        if value is None:
+            continue
+        if any(letter in value for letter in "*?["):
+            if (
+                not any(True for _ in Path().glob(value))
+                if not Path(value).is_absolute()
+                else not _glob_absolute(value)
+            ):
+                problems.append(f"source.{key}: nothing matches {value}")
+        elif not Path(value).exists():
+            problems.append(f"source.{key}: {value} does not exist; {_nearest_path(Path(value))}")
+    weights = config["score"]["squim_weights"]
+    if weights is not None and not Path(weights).is_file():
+        problems.append(f"score.squim_weights: {weights} does not exist; {_nearest_path(Path(weights))}")
+    try:
+        profile_path(config, config_dir)
+    except ConfigError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _glob_absolute(pattern: str) -> bool:
+    path = Path(pattern)
+    return any(True for _ in Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+
+
+def _nearest_path(path: Path) -> str:
+    """A hint for a path that does not exist: the deepest folder that does, and the nearest name in it."""
+    parent, name = path.parent, path.name
+    while not parent.is_dir():
+        parent, name = parent.parent, parent.name
+    try:
+        return f"in {parent}/ {nearest(name, (entry.name for entry in parent.iterdir()))}"
+    except OSError as error:
+        return f"{parent}/ cannot be read: {error.strerror}"
+
+
+def profile_path(config: dict[str, Any], config_dir: Path) -> Path:
+    """Path of the ranking profile: a name in config/ranking/, or a path.
+
+    Raises:
+        ConfigError: there is no such profile.
+    """
+    name = config["rank"]["profile"]
+    directory = config_dir / "ranking"
+    known = {path.stem: path for path in directory.glob("*.yaml") if path.stem != "schema"}
+    if name in known:
+        return known[name]
+    if Path(name).is_file():
+        return Path(name)
+    raise ConfigError(f"rank.profile: no profile {name!r}: {nearest(name, known)}")

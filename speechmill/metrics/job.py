@@ -1,0 +1,91 @@
+"""The score job: one enhanced shard in, one row of metrics per clip out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from speechmill.audio.encode import decode_flac
+from speechmill.audio.resample import resample
+from speechmill.engine import isolate, length_batches, pad
+from speechmill.errors import ClipError
+from speechmill.metrics import ClipBatch, MetricGroup, load_groups, resolve_groups
+from speechmill.shards import ENHANCED, table_writer
+from speechmill.vad import SileroVad
+
+MODEL_RATE = 16_000
+DESCRIPTIVE = ("duration", "variant", "variant_reason")  # what ranking and report need to know of the shard
+READ_ROWS = 512  # clips of a shard that are held at a time
+
+
+def score_batch(
+    enhanced: Path, config: dict[str, Any], device: str, threads: int, batch_seconds: float, scores: Path
+) -> dict[str, int]:
+    """Run the job; returns the number of clips scored and errored."""
+    torch.set_num_threads(threads)
+    section = config["score"]
+    groups, _ = load_groups(resolve_groups(section["metrics"]), device, section["squim_weights"])
+    vad = SileroVad(device)
+    shard = pq.ParquetFile(enhanced)
+    # The enhance job measured the input: those columns are carried over, so that ranking needs no audio.
+    carried = [name for name in shard.schema_arrow.names if name not in ENHANCED.names]
+    columns = sorted({metric.name for group in groups for metric in group.metrics} | set(carried))
+    schema = pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("error_class", pa.string()),
+            pa.field("message", pa.string()),
+            *(ENHANCED.field(name) for name in DESCRIPTIVE),
+            *(pa.field(name, pa.float64()) for name in columns),
+        ]
+    )
+
+    def measure(clips: Sequence[np.ndarray]) -> list[dict[str, float]]:
+        batch, lengths = pad(clips, device, multiple=512)
+        clip_batch = ClipBatch(batch, lengths, vad.probabilities(batch, lengths))
+        values: dict[str, np.ndarray] = {}
+        for group in groups:
+            values.update(group.measure(clip_batch))
+        return [{name: float(column[i]) for name, column in values.items()} for i in range(len(clips))]
+
+    counts = {"scored": 0, "errored": 0}
+    names = ["id", "audio", *DESCRIPTIVE, *carried]
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        table_writer(schema, scores) as writer,
+        tqdm(total=shard.metadata.num_rows, desc=enhanced.stem, unit="clip", mininterval=5) as progress,
+    ):
+        for chunk in shard.iter_batches(batch_size=READ_ROWS, columns=names):
+            rows = chunk.to_pylist()
+            clips = list(pool.map(_samples, (row["audio"]["bytes"] for row in rows)))
+            results: list[dict[str, float] | ClipError] = [{}] * len(rows)
+            for group in length_batches([len(clip) for clip in clips], int(batch_seconds * MODEL_RATE), 512):
+                measured = isolate(measure, [clips[i] for i in group], "score_failed")
+                for i, result in zip(group, measured, strict=True):
+                    results[i] = result
+            for row, result in zip(rows, results, strict=True):
+                failed = isinstance(result, ClipError)
+                counts["errored" if failed else "scored"] += 1
+                values = {name: row[name] for name in (*DESCRIPTIVE, *carried)}
+                if isinstance(result, ClipError):
+                    values.update(error_class=result.error_class, message=result.message)
+                else:
+                    values.update({k: v if math.isfinite(v) else None for k, v in result.items()})
+                writer.write({name: values.get(name) for name in schema.names} | {"id": row["id"]})
+                progress.update()
+    return counts
+
+
+def _samples(data: bytes) -> np.ndarray:
+    """A clip of our own shard at MODEL_RATE."""
+    samples, rate = decode_flac(data)
+    return resample(samples, rate, MODEL_RATE)

@@ -1,0 +1,197 @@
+"""The data set card: README.md with the YAML block that the Hub reads and a body for people.
+
+Everything that comes from the corpus, the profile or the configuration is escaped on its way into the body: the
+template cannot forget to, because escaping is what happens to every value that is not explicitly markup.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+import yaml
+
+from speechmill import __version__
+from speechmill.publish.shards import SPLITS, Survey
+
+MAX_TEXT = 1000  # characters of one value
+MAX_LANGUAGES = 50
+MAX_SOURCES = 50
+
+# The Hub's identifiers (repository cards, "License identifiers") that licences of corpora have. SPDX spells the same in
+# other letters, except for the Open Data Commons'.
+_HUB = """
+    apache-2.0 mit bsd bsd-2-clause bsd-3-clause cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0
+    cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
+    cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 odc-by odbl pddl
+    gpl-2.0 gpl-3.0 lgpl-3.0 agpl-3.0 mpl-2.0 gfdl unlicense wtfpl
+"""
+HUB_LICENSES = frozenset(_HUB.split())
+_SPDX = {"odc-by-1.0": "odc-by", "odbl-1.0": "odbl", "pddl-1.0": "pddl", "gfdl-1.3": "gfdl"}
+_CC_URL = re.compile(r"https?://(?:www\.)?creativecommons\.org/(licenses|publicdomain)/([a-z-]+)/(\d\.\d)(?:/.*)?")
+_SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
+_SIZES += [(10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B")]
+_URL = re.compile(r"(https?://[A-Za-z0-9.~:/?@!&'*+,;=%_-]*[A-Za-z0-9/_=-])")
+_MARKUP = re.compile(r"([\\`*_{}\[\]#|~!$])")
+
+
+class Markup(str):
+    """Text that is markup already and is not escaped again."""
+
+
+def escape(value: object) -> str:
+    """A value as plain text inside a line of Markdown: no markup, no HTML, no line breaks or invisible characters.
+
+    An http(s) address stays a link that shows where it leads.
+    """
+    if isinstance(value, Markup):
+        return value
+    text = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in str(value)[: MAX_TEXT + 1])
+    text = " ".join(text.split())
+    if len(text) > MAX_TEXT:
+        text = text[:MAX_TEXT] + "…"
+    parts = _URL.split(text)
+    parts[::2] = [_MARKUP.sub(r"\\\1", html.escape(part, quote=False)) for part in parts[::2]]
+    parts[1::2] = [f"<{url}>" for url in parts[1::2]]
+    return "".join(parts)
+
+
+def hub_license(license: str | None) -> str:
+    """The Hub's identifier of a licence given as SPDX identifier or Creative Commons address; `other`, `unknown`."""
+    if not license or not license.strip():
+        return "unknown"
+    name = license.strip().lower()
+    if match := _CC_URL.fullmatch(name):
+        kind, code, version = match.groups()
+        name = f"cc0-{version}" if kind == "publicdomain" and code == "zero" else f"cc-{code}-{version}"
+    name = _SPDX.get(name, re.sub(r"-(only|or-later)$", "", name))
+    return name if name in HUB_LICENSES else "other"
+
+
+def front_matter(found: Survey, source: dict[str, Any], config: dict[str, Any], paths: Iterable[str]) -> str:
+    """The YAML block between the dashes."""
+    publish = config["publish"]
+    named = sorted({name for _, name in found.sources}) or [source.get("license") or ""]
+    licenses = sorted({hub_license(name) for name in named})
+    block: dict[str, Any] = {"license": licenses[0] if len(licenses) == 1 else licenses}
+    if "other" in licenses:
+        other = next(name for name in named if hub_license(name) == "other")
+        block["license_name"] = re.sub(r"[^a-z0-9.]+", "-", other.lower()).strip("-")[:80] or "other"
+        if _URL.fullmatch(other):
+            block["license_link"] = other
+    if languages := _languages(found):
+        block["language"] = languages if len(languages) <= MAX_LANGUAGES else ["multilingual"]
+    block["pretty_name"] = _name(config)
+    block["task_categories"] = list(publish["task_categories"])
+    accepted = found.clips["accepted"]
+    block["size_categories"] = [next((name for limit, name in _SIZES if accepted < limit), "n>1T")]
+    block["tags"] = ["audio", "speech", "speechmill"]
+    block["configs"] = [{"config_name": "scores", "data_files": _data_files(paths, "scores")}]
+    if accepted:
+        block["configs"].insert(
+            0, {"config_name": "default", "data_files": _data_files(paths, "data"), "default": True}
+        )
+    return yaml.safe_dump(block, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _name(config: dict[str, Any]) -> str:
+    return " ".join(str(config["publish"]["pretty_name"] or config["dataset"]).split())[:200]
+
+
+def _languages(found: Survey) -> list[str]:
+    """ISO 639 codes: the first part of the BCP 47 tags; what is no such code is left out (the Hub refuses a card)."""
+    codes = {re.split("[-_]", tag.strip().lower())[0] for tag in found.languages}
+    return sorted(code for code in codes if re.fullmatch("[a-z]{2,3}", code) and code != "und")
+
+
+def _data_files(paths: Iterable[str], folder: str) -> list[dict[str, str]]:
+    # The count of shards is part of the pattern, so that shards of another version never mix in.
+    patterns = sorted({re.sub(r"-\d+-of-", "-*-of-", path) for path in paths if path.startswith(f"{folder}/")})
+    found = [(split, p) for split in SPLITS for p in patterns if p.startswith(f"{folder}/{split}-")]
+    return [{"split": split, "path": pattern} for split, pattern in found]
+
+
+def table_of(value: Any) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows of a part of the profile: a mapping of names to values or settings, or a list of settings."""
+    if isinstance(value, Mapping):
+        items = [{"name": n, **(v if isinstance(v, Mapping) else {"value": v})} for n, v in value.items()]
+    else:
+        items = [dict(v) if isinstance(v, Mapping) else {"name": v} for v in value or []]
+    header = list(dict.fromkeys(key for item in items for key in item))
+    return header, [["" if item.get(key) is None else item[key] for key in header] for item in items]
+
+
+def declared_metrics() -> Mapping[str, Any]:
+    """Every metric that a module declares: name to unit, range, direction and description."""
+    from speechmill.metrics import all_metrics  # not above: it brings the models' libraries
+
+    return all_metrics()
+
+
+def metric_rows(metrics: Mapping[str, Mapping[str, float | None]], declared: Mapping[str, Any]) -> list[list[Any]]:
+    """Name, p5, p50, p95, unit and meaning of every metric; a metric that nobody declares has its name only."""
+    rows = []
+    for name, quantiles in metrics.items():
+        metric = declared.get(name)
+        of_input = metric is None and name.startswith("input_")
+        metric = declared.get(name.removeprefix("input_")) if of_input else metric
+        meaning = f"{metric.description}{' (of the input)' if of_input else ''}" if metric else ""
+        numbers = [quantiles.get(q) for q in ("p5", "p50", "p95")]
+        rows.append([name, *numbers, metric.unit if metric else "", meaning])
+    return rows
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return escape(", ".join(f"{k} {v}" for k, v in value.items()))
+    if isinstance(value, (list, tuple)):
+        return escape(" … ".join(map(str, value)))
+    return Markup(_number(value)) if _number(value) else escape(value)
+
+
+def render_card(
+    found: Survey,
+    profile: dict[str, Any],
+    summary: dict[str, Any],
+    source: dict[str, Any],
+    config: dict[str, Any],
+    paths: Sequence[str],
+) -> str:
+    """The whole README.md; `paths` are the shards below the data set. Nothing in it depends on time."""
+    environment = jinja2.Environment(
+        finalize=escape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"number": _number, "cell": lambda value: Markup(_cell(value))}
+    template = environment.from_string(resources.files(__package__).joinpath("card.md").read_text(encoding="utf-8"))
+    sources = [[*key, clips, s / 3600] for key, (clips, s) in sorted(found.sources.items())]
+    return template.render(
+        front_matter=Markup(front_matter(found, source, config, paths)),
+        name=_name(config),
+        accepted=found.clips["accepted"],
+        hours=found.accepted_seconds / 3600,
+        states=[(s, found.clips[s], found.seconds[s] / 3600) for s in ("accepted", "rejected", "errored", "duplicate")],
+        languages=", ".join(_languages(found)[:MAX_LANGUAGES]),
+        summary=summary,
+        metrics=metric_rows(summary["metrics"], declared_metrics()),
+        profile=profile,
+        tables=[(part, table_of(profile.get(part))) for part in ("criteria", "gates", "groups") if profile.get(part)],
+        sources=sources[:MAX_SOURCES],
+        more_sources=len(sources) - MAX_SOURCES,
+        source=source,
+        enhance=config["enhance"],
+        splits=[entry["split"] for entry in _data_files(paths, "data")],
+        version=__version__,
+    )

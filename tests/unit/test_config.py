@@ -1,0 +1,113 @@
+"""The configuration: defaults, precedence, and messages that name the nearest valid thing."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from speechmill.config import dataset_file, load_schema, missing_paths, profile_path, validate_config
+from speechmill.errors import ConfigError
+
+CONFIG = Path(__file__).parents[2] / "config"
+SOURCE = {"kind": "folder", "path": "."}
+
+
+def problem(config: dict) -> str:
+    with pytest.raises(ConfigError) as caught:
+        validate_config(config, CONFIG)
+    return str(caught.value)
+
+
+def test_defaults_are_filled_in_at_every_depth():
+    config = validate_config({"dataset": "x", "source": SOURCE, "enhance": {"level": "light"}}, CONFIG)
+    assert config["enhance"]["level"] == "light"
+    assert config["enhance"]["enhancer"] == "rnnoise"
+    assert config["rank"] == {"profile": "asr", "threshold": None}
+    assert config["batch_size"] == 10_000
+
+
+def test_the_callers_configuration_is_not_changed():
+    given = {"dataset": "x", "source": dict(SOURCE)}
+    validate_config(given, CONFIG)
+    assert given == {"dataset": "x", "source": SOURCE}
+
+
+def test_config_yaml_shows_the_schemas_defaults():
+    schema = load_schema(CONFIG)
+    shown = yaml.safe_load((CONFIG / "config.yaml").read_text())
+    for key, value in shown.items():
+        if key == "dataset":
+            continue
+        if isinstance(value, dict):
+            for name, item in value.items():
+                assert item == schema["properties"][key]["properties"][name]["default"], f"{key}.{name}"
+        else:
+            assert value == schema["properties"][key]["default"], key
+
+
+@pytest.mark.parametrize("path", sorted((CONFIG / "datasets").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_data_set_is_valid(path):
+    config = yaml.safe_load((CONFIG / "config.yaml").read_text()) | yaml.safe_load(path.read_text())
+    validate_config({**config, "dataset": path.stem}, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"batchsize": 5}, ["batchsize", '"batch_size"']),
+        ({"enhance": {"levle": "light"}}, ["enhance.levle", '"level"']),
+        ({"enhance": {"enhancer": "rnoise"}}, ["enhance.enhancer", '"rnnoise"']),
+        ({"batch_size": "many"}, ["batch_size", '"many"', "integer"]),
+        ({"batch_size": 0}, ["batch_size", "minimum"]),
+        ({"score": {"metrics": "ful"}}, ["score.metrics", '"full"']),
+        ({"rank": {"threshold": 1.5}}, ["rank.threshold", "1.5"]),
+        ({"enhance": {"min_seconds": 9, "max_seconds": 3}}, ["enhance.min_seconds", "enhance.max_seconds"]),
+        ({"source": {"kind": "folder"}}, ["missing setting source.path"]),
+        ({"source": {"kind": "floder", "path": "."}}, ["source.kind", '"folder"']),
+        ({"dataset": "../etc"}, ["dataset"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_place_and_remedy(change, expected):
+    message = problem({"dataset": "x", "source": SOURCE, **change})
+    for word in expected:
+        assert word in message
+
+
+def test_all_mistakes_come_in_one_message():
+    message = problem({"dataset": "x", "source": SOURCE, "a": 1, "batch_size": "x", "enhance": {"b": 2}})
+    assert message.count("\n  - ") == 3
+
+
+def test_unknown_data_set_names_the_nearest():
+    with pytest.raises(ConfigError, match='did you mean "demo"'):
+        dataset_file({"dataset": "dmo"}, CONFIG)
+
+
+@pytest.mark.parametrize("name", [None, 3, "../config", ""])
+def test_a_data_set_name_is_never_a_path(name):
+    with pytest.raises(ConfigError, match="unknown data set"):
+        dataset_file({"dataset": name}, CONFIG)
+
+
+def test_missing_path_names_the_nearest_one(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    config = validate_config({"dataset": "x", "source": {"kind": "folder", "path": f"{tmp_path}/corpsu"}}, CONFIG)
+    (line,) = missing_paths(config, CONFIG)
+    assert "does not exist" in line
+    assert 'did you mean "corpus"' in line
+
+
+def test_glob_that_matches_nothing(tmp_path):
+    config = validate_config({"dataset": "x", "source": {"kind": "parquet", "path": f"{tmp_path}/*.parquet"}}, CONFIG)
+    assert "nothing matches" in missing_paths(config, CONFIG)[0]
+    (tmp_path / "a.parquet").touch()
+    assert missing_paths(config, CONFIG) == []
+
+
+def test_profile_by_name_by_path_and_unknown(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.touch()
+    assert profile_path({"rank": {"profile": "tts"}}, CONFIG) == CONFIG / "ranking" / "tts.yaml"
+    assert profile_path({"rank": {"profile": str(mine)}}, CONFIG) == mine
+    with pytest.raises(ConfigError, match='"tts"'):
+        profile_path({"rank": {"profile": "tss"}}, CONFIG)

@@ -1,0 +1,89 @@
+"""What stands under its final name is complete."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from speechmill.files import atomic_path, sha256_file, sha256_json, write_json
+from speechmill.shards import LEDGER, leaf_paths, table_writer, write_table
+
+
+def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path):
+    final = tmp_path / "a.txt"
+    final.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(final) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert final.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_killed_processs_temporary_is_cleared_away(tmp_path):
+    (tmp_path / ".a.txt.4242.tmp").write_text("torn")
+    with atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("x")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_two_writers_of_one_file_both_end_with_it(tmp_path):
+    final = tmp_path / "a.txt"
+    with atomic_path(final) as temporary:
+        temporary.write_text("x")
+        final.write_text("x")
+        temporary.unlink()  # as the other writer does when it is done first
+    assert final.read_text() == "x"
+
+
+def test_folders_are_made_and_the_name_appears_at_the_end(tmp_path):
+    final = tmp_path / "b" / "c.txt"
+    with atomic_path(final) as temporary:
+        temporary.write_text("x")
+        assert not final.exists()
+    assert final.read_text() == "x"
+
+
+def test_json_is_canonical_and_refuses_nan(tmp_path):
+    write_json(tmp_path / "a.json", {"b": 1, "a": "ก"})
+    assert (tmp_path / "a.json").read_text() == '{\n  "a": "ก",\n  "b": 1\n}\n'
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "b.json", float("nan"))
+    assert not (tmp_path / "b.json").exists()
+    assert sha256_json({"a": 1, "b": 2}) == sha256_json(json.loads('{"b": 2, "a": 1}'))
+
+
+def rows(count):
+    for i in range(count):
+        yield {name: None for name in LEDGER.names} | {"id": f"{i:04d}", "state": "passed", "value": i / 3}
+
+
+def test_rows_and_tables_give_the_same_bytes(tmp_path):
+    with table_writer(LEDGER, tmp_path / "rows.parquet", row_group_size=100) as writer:
+        for row in rows(250):
+            writer.write(row)
+    write_table(pa.Table.from_pylist(list(rows(250)), schema=LEDGER), tmp_path / "table.parquet", row_group_size=100)
+    assert sha256_file(tmp_path / "rows.parquet") == sha256_file(tmp_path / "table.parquet")
+    assert pq.ParquetFile(tmp_path / "rows.parquet").num_row_groups == 3
+
+
+def test_an_interrupted_table_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), table_writer(LEDGER, tmp_path / "x.parquet") as writer:
+        writer.write(next(rows(1)))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_table_keeps_its_schema(tmp_path):
+    with table_writer(LEDGER, tmp_path / "x.parquet"):
+        pass
+    assert pq.read_table(tmp_path / "x.parquet").schema == LEDGER
+
+
+def test_only_named_columns_are_uncompressed(tmp_path):
+    schema = pa.schema([pa.field("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), pa.field("n", pa.int64())])
+    table = pa.Table.from_pylist([{"audio": {"bytes": b"x" * 100, "path": "p"}, "n": 1}], schema=schema)
+    write_table(table, tmp_path / "x.parquet", uncompressed=["audio.bytes"])
+    columns = [pq.ParquetFile(tmp_path / "x.parquet").metadata.row_group(0).column(i) for i in range(3)]
+    assert {c.path_in_schema: c.compression for c in columns} == {"audio.bytes": "UNCOMPRESSED", "audio.path": "ZSTD", "n": "ZSTD"}
+    assert leaf_paths(schema) == ["audio.bytes", "audio.path", "n"]

@@ -1,0 +1,136 @@
+"""Restart: only unfinished, new or changed work is done, and the bytes are those of an undisturbed run."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from speechmill.files import read_json
+
+from .conftest import RESULTS, SPEECH, Run, make_corpus
+
+
+def test_a_run_from_nothing_reaches_the_sentinel_and_balances(finished):
+    assert finished.first.jobs["enhance"] == finished.first.jobs["score"] == finished.first.jobs["rank"] == 3
+    summary = read_json(finished.results / "report" / "summary.json")
+    clips = summary["clips"]
+    assert clips["input"] == 10
+    assert clips["input"] == clips["accepted"] + clips["rejected"] + clips["errored"] + clips["duplicate"]
+    assert clips["duplicate"] == 1
+    assert summary["errored_by"] == {"truncated": 1, "unreadable": 1}
+    assert summary["rejected_by"]["speech_s"] == 1
+    ranking = pq.read_table(finished.results / "report" / "ranking.parquet")
+    assert ranking.num_rows == 10
+    assert (finished.results / "published" / "UPLOADED.json").is_file()
+    assert not [p for p in finished.results.rglob("*.tmp")]
+
+
+def test_a_second_run_does_nothing(finished, tmp_path):
+    run = finished.copy(tmp_path / "again")
+    before = run.hashes(*RESULTS, "report")
+    again = run.start()
+    assert "Nothing to be done" in again.output
+    assert run.hashes(*RESULTS, "report") == before
+
+
+def test_added_files_are_the_only_ones_processed(finished, tmp_path):
+    run = finished.copy(tmp_path / "grown")
+    before = run.hashes("enhanced", "scores", "ranking")
+    shutil.copy(sorted(SPEECH.rglob("*.flac"))[20], run.directory / "corpus" / "a new one.flac")
+    grown = run.start()
+    assert grown.jobs["enhance"] == grown.jobs["score"] == 1
+    after = run.hashes("enhanced", "scores", "ranking")
+    assert set(after) - set(before) == {f"{f}/clips-00003.parquet" for f in ("enhanced", "scores", "ranking")}
+    unchanged = [name for name in before if not name.startswith("ranking/advice")]
+    assert {n: after[n] for n in unchanged} == {n: before[n] for n in unchanged}
+    assert read_json(run.results / "report" / "summary.json")["clips"]["input"] == 11
+
+
+def test_a_changed_threshold_ranks_and_publishes_without_touching_audio(finished, tmp_path):
+    run = finished.copy(tmp_path / "threshold")
+    audio = run.hashes("enhanced", "scores", "ledger")
+    run.change(rank={"threshold": 0.99})
+    again = run.start()
+    assert set(again.jobs) <= {"profile", "rank", "advice", "report", "publish", "all", "preflight"}
+    assert again.jobs["rank"] == 3
+    assert run.hashes("enhanced", "scores", "ledger") == audio
+    assert read_json(run.results / "report" / "summary.json")["clips"]["accepted"] == 0
+    assert read_json(run.results / "published" / "UPLOADED.json")["clips"] == 0
+
+
+def _processes(directory: Path, needle: str) -> list[int]:
+    """Process ids whose command line names both the directory and the needle."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                cwd = os.readlink(entry / "cwd")
+            except OSError:
+                continue
+            if needle in command and str(directory) in (cwd + command) and int(entry.name) != os.getpid():
+                found.append(int(entry.name))
+    return found
+
+
+def _wait_for(condition, seconds: float = 120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.1)
+    raise AssertionError("waited in vain")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker through /proc, which Linux has")
+def test_a_killed_worker_is_repeated_with_the_same_bytes(finished, tmp_path):
+    run = Run(tmp_path / "worker")
+    make_corpus(run.directory / "corpus")
+    process = run.popen()
+    try:
+        workers = _wait_for(lambda: _processes(run.directory, "enhance.py"))
+        time.sleep(2)
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+        status = process.wait(timeout=400)
+    finally:
+        _kill_group(process)
+    log = (run.directory / "snakemake.log").read_text()
+    assert status == 0, log[-4000:]
+    assert "Trying to restart job" in log
+    assert run.hashes(*RESULTS) == finished.hashes(*RESULTS)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="cleans up orphans through /proc, which Linux has")
+def test_snakemake_killed_at_random_moments_ends_with_the_same_bytes(finished, tmp_path):
+    run = Run(tmp_path / "controller")
+    make_corpus(run.directory / "corpus")
+    moments = random.Random(3)
+    for after in ("enhance", "score"):
+        process = run.popen()
+        try:
+            _wait_for(lambda after=after: list((run.results / "logs" / after).glob("*.log")))
+            time.sleep(moments.uniform(0, 8))
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        finally:
+            _kill_group(process)
+        run.start("--unlock")
+    run.start()
+    assert run.hashes(*RESULTS) == finished.hashes(*RESULTS)
+    assert not [p for p in run.results.rglob("*.tmp")]
+
+
+def _kill_group(process: subprocess.Popen) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()

@@ -1,0 +1,77 @@
+"""What a person types: dry runs, lint, mistakes, and Snakemake's own report."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from .conftest import ROOT, Run
+
+
+def snakemake(*arguments, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, **kwargs
+    )
+
+
+def test_dry_run_of_the_default_data_set():
+    done = snakemake("-n", "--config", "outdir=results-of-nobody")
+    assert done.returncode == 0, done.stderr
+    assert "checkpoint manifest" in done.stdout + done.stderr
+
+
+def test_lint():
+    done = snakemake("--lint")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["dataset=dmo"], 'did you mean "demo"'),
+        (["batch_sise=3"], 'did you mean "batch_size"'),
+        (["batch_size=many"], "expected integer"),
+        (['source={"path": "demo/speach"}'], 'did you mean "speech"'),
+        (['rank={"profile": "ast"}'], 'did you mean "asr"'),
+    ],
+)
+def test_a_mistake_is_one_message_without_a_traceback(arguments, expected):
+    done = snakemake("--cores", "1", "--config", "outdir=results-of-nobody", *arguments)
+    assert done.returncode != 0
+    output = done.stdout + done.stderr
+    assert expected in output
+    assert "Traceback" not in output
+    assert len(output.strip().splitlines()) <= 8, output
+    assert not (ROOT / "results-of-nobody").exists()
+
+
+def test_a_problem_found_by_preflight_stops_the_run_with_its_message(tmp_path):
+    run = Run(tmp_path / "run")
+    (run.directory / "corpus").mkdir()
+    done = run.start(check=False)
+    assert done.status != 0
+    assert "no audio file found" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_snakemakes_report_holds_ours(finished, tmp_path):
+    run = finished.copy(tmp_path / "reported")
+    run.start("--report", "snakemake-report.zip")
+    with zipfile.ZipFile(run.directory / "snakemake-report.zip") as archive:
+        pages = [archive.read(name) for name in archive.namelist() if name.endswith(".html")]
+    ours = (run.results / "report" / "report.html").read_bytes()
+    assert ours in pages
+
+
+def test_a_source_may_be_parquet(finished, tmp_path):
+    """The published data set of one run is a valid source of the next."""
+    run = Run(tmp_path / "second")
+    run.change(source={"kind": "parquet", "path": "corpus", "metadata": None})
+    data = finished.results / "published" / "dataset" / "data"
+    (run.directory / "corpus").mkdir()
+    for file in data.glob("*.parquet"):
+        shutil.copy(file, run.directory / "corpus")
+    run.start()
+    assert (run.results / "published" / "UPLOADED.json").is_file()
