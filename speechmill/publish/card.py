@@ -44,6 +44,13 @@ class Markup(str):
     """Text that is markup already and is not escaped again."""
 
 
+def plain(value: object) -> str:
+    """A value as one line of at most MAX_TEXT characters without control and other invisible ones."""
+    text = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in str(value)[: 2 * MAX_TEXT])
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
+
+
 def escape(value: object) -> str:
     """A value as plain text inside a line of Markdown: no markup, no HTML, no line breaks or invisible characters.
 
@@ -51,11 +58,7 @@ def escape(value: object) -> str:
     """
     if isinstance(value, Markup):
         return value
-    text = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in str(value)[: MAX_TEXT + 1])
-    text = " ".join(text.split())
-    if len(text) > MAX_TEXT:
-        text = text[:MAX_TEXT] + "…"
-    parts = _URL.split(text)
+    parts = _URL.split(plain(value))
     parts[::2] = [_MARKUP.sub(r"\\\1", html.escape(part, quote=False)) for part in parts[::2]]
     parts[1::2] = [f"<{url}>" for url in parts[1::2]]
     return "".join(parts)
@@ -100,7 +103,7 @@ def front_matter(found: Survey, source: dict[str, Any], config: dict[str, Any], 
 
 
 def _name(config: dict[str, Any]) -> str:
-    return " ".join(str(config["publish"]["pretty_name"] or config["dataset"]).split())[:200]
+    return plain(config["publish"]["pretty_name"] or config["dataset"])
 
 
 def _languages(found: Survey) -> list[str]:

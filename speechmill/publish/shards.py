@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +75,7 @@ class Survey:
     split: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
     rows: list[int] = field(default_factory=list)  # of each batch's ranking table
     clips: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     sources: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
     languages: Counter[str] = field(default_factory=Counter)
 

@@ -1,0 +1,27 @@
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from speechmill.files import read_json
+from speechmill.job import logged
+
+with logged(snakemake.log):
+    from speechmill.ledger import check_batch
+    from speechmill.manifest import read_batch
+    from speechmill.ranking.decide import rank_batch
+    from speechmill.ranking.profile import FrozenProfile
+    from speechmill.shards import write_table
+
+    batch = snakemake.wildcards.batch
+    _, clips = read_batch(Path(snakemake.input.batch))
+    ledger = pq.read_table(snakemake.input.ledger)
+    ranking = rank_batch(
+        ledger,
+        clips,
+        pq.read_table(snakemake.input.scores),
+        pq.read_table(snakemake.input.duplicates),
+        FrozenProfile.from_json(read_json(snakemake.input.profile)),
+        batch,
+    )
+    check_batch(clips["id"], ledger, ranking, batch)
+    write_table(ranking, snakemake.output.ranking)

@@ -1,0 +1,70 @@
+"""Distill-MOS: a small network distilled from a wav2vec-based predictor of overall speech quality.
+
+Stahl, Gamper, "Distillation and Pruning for Scalable Self-Supervised Representation-Based Speech Quality
+Assessment", ICASSP 2025. Package distillmos with its weights: MIT.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechmill.files import sha256_file
+from speechmill.metrics.base import ClipBatch, GroupUnavailable, Metric
+from speechmill.metrics.catalogue import GROUP_METRICS
+from speechmill.metrics.windows import mean_over_windows
+
+WINDOW = 122_880  # samples: 7.68 s
+MAX_HOP = 16_000
+WEIGHTS = "distill_mos_v7.pt"
+
+
+def window_starts(length: int) -> Sequence[int]:
+    """First samples of the windows of a clip of `length` samples: the package's, evenly spaced by at most 1 s."""
+    beyond = max(0, length - WINDOW)
+    hops = -(-beyond // MAX_HOP) + 1
+    return [int(share * beyond) for share in np.linspace(0, 1, hops)]
+
+
+def cut_window(clip: Tensor, start: int) -> Tensor:
+    """WINDOW samples of the clip (n,) from `start`, zeros after its end."""
+    window = clip[start : start + WINDOW]
+    return torch.nn.functional.pad(window, (0, WINDOW - len(window)))
+
+
+@dataclass(frozen=True)
+class DistillMosGroup:
+    """Distill-MOS as a metric group. model: (k, WINDOW) -> (k, 1) MOS."""
+
+    model: torch.nn.Module
+    versions: Mapping[str, str]
+    at_once: int
+    name: str = "distillmos"
+    metrics: tuple[Metric, ...] = GROUP_METRICS["distillmos"]
+
+    @torch.inference_mode()
+    def measure(self, clips: ClipBatch) -> dict[str, np.ndarray]:
+        # TF32 would make a window's score depend on the kernel that its batch size selects.
+        with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+            mos = mean_over_windows(clips, window_starts, cut_window, self.model, 1, self.at_once)
+        return {"distillmos": mos[:, 0]}
+
+
+def load_distillmos(device: str) -> DistillMosGroup:
+    """The group `distillmos` on `device`; GroupUnavailable where the package is not installed."""
+    spec = importlib.util.find_spec("distillmos")
+    if spec is None or spec.origin is None:
+        raise GroupUnavailable("the package distillmos is not installed (pip install distillmos)")
+    from distillmos.sqa import ConvTransformerSQAModel
+
+    path = Path(spec.origin).parent / "weights" / WEIGHTS
+    model = ConvTransformerSQAModel(load_weights=False, segmenting_in_forward=False)
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
+    at_once = 32 if device.startswith("cuda") else 4
+    return DistillMosGroup(model.eval().to(device), {f"distillmos/{WEIGHTS}": sha256_file(path)}, at_once)

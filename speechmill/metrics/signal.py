@@ -1,0 +1,232 @@
+"""Signal metrics: formulas over whole batches of padded clips at 16 kHz, masked, on the batch's device.
+
+All functions take samples (B, S) float32 with full scale ±1 and lengths (B,) int64, and return (B,) float64 with
+NaN where a clip is too short, silent or without speech. Only frames that lie wholly within a clip are used, so
+padding and batch-mates touch nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchaudio.functional import melscale_fbanks
+
+from speechmill import versions
+from speechmill.metrics.base import ClipBatch, Metric
+from speechmill.metrics.catalogue import CLIP_RATIO, GROUP_METRICS, INPUT_PREFIX, SNR
+
+RATE = 16_000
+CHUNK = 512  # samples per speech probability
+SNR_SPEECH_PROBABILITY = 0.6  # higher than for trimming: doubtful frames shall not count as speech level
+NOISE_QUANTILE = 0.15
+DIGITAL_SILENCE = 1e-11  # mean square; -110 dBFS, below any 16-bit noise
+PEAK_TOLERANCE = 1e-3
+BANDWIDTH_DROP_DB = 50.0
+DECAY_BANDS = 24
+DECAY_HOP = 80  # 5 ms
+DECAY_SPAN = 24  # hops: 120 ms, shorter than most vowels' own fall, longer than a pitch period
+DECAY_HEADROOM_DB = 15.0  # a decay starts so far above its band's floor
+DECAY_QUANTILE = 0.05
+DECAY_MIN_SLOPES = 20
+SPECTRUM_BLOCK = 1 << 22  # values of a spectrogram that are held at a time
+
+
+def masked_quantile(values: Tensor, valid: Tensor, quantile: float) -> Tensor:
+    """Linearly interpolated quantile along the last axis over the valid values; NaN where there are none.
+
+    values (..., N), valid (..., N) bool -> (...). As `numpy.quantile`, without torch's limit on N.
+    """
+    ordered = values.masked_fill(~valid, torch.inf).sort(dim=-1).values
+    count = valid.sum(-1, keepdim=True)
+    position = (count - 1).clamp_min(0).double() * quantile
+    below = position.floor().long()
+    above = torch.minimum(below + 1, (count - 1).clamp_min(0))
+    low, high = ordered.gather(-1, below), ordered.gather(-1, above)
+    mixed = low + (position - below).to(low.dtype) * (high - low)
+    return torch.where(count > 0, mixed, torch.nan).squeeze(-1)
+
+
+def whole_frames(samples: Tensor, lengths: Tensor, size: int, hop: int) -> tuple[Tensor, Tensor]:
+    """Frames (B, T, size), a view, and which of them lie within their clip, (B, T) bool."""
+    if samples.shape[1] < size:
+        samples = torch.nn.functional.pad(samples, (0, size - samples.shape[1]))
+    frames = samples.unfold(1, size, hop)
+    inside = (lengths - size).div(hop, rounding_mode="floor") + 1
+    return frames, torch.arange(frames.shape[1], device=samples.device) < inside[:, None]
+
+
+def power_spectra(frames: Tensor, window: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Power spectra (B, t, size/2+1) of windowed frames (B, T, size), in slices of T that bound the memory."""
+    batch, count, size = frames.shape
+    step = max(1, SPECTRUM_BLOCK // (batch * size))
+    for start in range(0, count, step):
+        part = slice(start, min(start + step, count))
+        yield part, torch.fft.rfft(frames[:, part] * window).abs().square()
+
+
+def within(samples: Tensor, lengths: Tensor) -> Tensor:
+    """(B, S) bool: which samples belong to their clip."""
+    return torch.arange(samples.shape[1], device=samples.device) < lengths[:, None]
+
+
+def vad_snr_db(samples: Tensor, lengths: Tensor, probabilities: Tensor) -> Tensor:
+    """Speech-to-noise ratio in dB: mean power of speech frames over a low quantile of all frames' power.
+
+    Frames are the VAD's, 32 ms; speech is where its probability exceeds 0.6; the noise floor is the 15 % quantile
+    of the powers of all frames that are not digital silence, and is subtracted from the speech power. A clip
+    without pauses has no frame of noise alone: the quantile then falls into soft speech, and high SNRs are
+    underestimated (docs/metrics.md has the measured error).
+    """
+    frames, inside = whole_frames(samples, lengths, CHUNK, CHUNK)
+    count = min(frames.shape[1], probabilities.shape[1])
+    power = frames[:, :count].square().mean(2).double()
+    audible = inside[:, :count] & (power > DIGITAL_SILENCE)
+    noise = masked_quantile(power, audible, NOISE_QUANTILE)
+    speech = audible & (probabilities[:, :count] > SNR_SPEECH_PROBABILITY)
+    level = (power * speech).sum(1) / speech.sum(1)  # 0 / 0 is the NaN of a clip without speech
+    return (10 * ((level - noise).clamp_min(1e-3 * noise) / noise).log10()).clamp(SNR.low, SNR.high)
+
+
+def clip_ratios(samples: Tensor, lengths: Tensor) -> Tensor:
+    """Share of samples, 0..1, in runs of at least 3 within 0.1 % of the clip's own absolute peak.
+
+    The clip's own peak instead of full scale also finds what was attenuated after it was clipped. Clipping
+    before a lossy codec or a resampler leaves no flat run and is not found.
+    """
+    magnitude = samples.abs() * within(samples, lengths)
+    peak = magnitude.amax(1, keepdim=True)
+    near = torch.nn.functional.pad((magnitude >= (1 - PEAK_TOLERANCE) * peak) & (magnitude > 0), (2, 2))
+    triple = near[:, 2:] & near[:, 1:-1] & near[:, :-2]  # triple[i]: a run covers samples i-2, i-1 and i
+    in_run = triple[:, 2:] | triple[:, 1:-1] | triple[:, :-2]
+    return in_run.sum(1).double() / lengths
+
+
+def bandwidth_hz(samples: Tensor, lengths: Tensor) -> Tensor:
+    """Highest frequency in Hz whose mean power lies within 50 dB of the strongest one above 100 Hz.
+
+    The -50 dB rule that NeMo Curator filters by, in steps of 31.25 Hz, with the clip's mean removed and the peak
+    sought above 100 Hz, so that neither offset nor hum shifts the reference. Noise counts as bandwidth.
+    """
+    size, hop = 512, 160
+    inside = within(samples, lengths)
+    # Double: a bin near the threshold must not change sides with the batch's order of summation.
+    mean = (samples.double() * inside).sum(1, keepdim=True) / lengths[:, None]
+    frames, valid = whole_frames((samples - mean) * inside, lengths, size, hop)
+    window = torch.blackman_window(size, dtype=torch.float64, device=samples.device)
+    power = torch.zeros(len(samples), size // 2 + 1, dtype=torch.float64, device=samples.device)
+    for part, spectra in power_spectra(frames, window):
+        power += (spectra * valid[:, part, None]).sum(1)
+    peak = power[:, -(-100 * size // RATE) :].amax(1, keepdim=True)
+    bins = torch.arange(power.shape[1], device=samples.device)
+    highest = torch.where(power > peak * 10 ** (-BANDWIDTH_DROP_DB / 10), bins, 0).amax(1)
+    heard = peak[:, 0] > DIGITAL_SILENCE * valid.sum(1)
+    return torch.where(heard, highest * (RATE / size), torch.nan)
+
+
+def speech_ratio(lengths: Tensor, probabilities: Tensor) -> Tensor:
+    """Share, 0..1, of a clip's 32 ms chunks whose speech probability exceeds 0.5."""
+    chunks = (lengths + CHUNK - 1).div(CHUNK, rounding_mode="floor")
+    inside = torch.arange(probabilities.shape[1], device=lengths.device) < chunks[:, None]
+    return ((probabilities > 0.5) & inside).sum(1).double() / chunks
+
+
+def reverb_decay_db_s(samples: Tensor, lengths: Tensor) -> Tensor:
+    """How fast sound dies away, in dB/s: large in dry rooms, small in reverberant ones.
+
+    Levels of 24 mel bands (125 Hz to 7.5 kHz) every 5 ms; regression slopes over 120 ms; of the falling ones that
+    start at least 15 dB above their band's floor (its 10 % quantile), the steepest 5 % quantile: a room's tail,
+    60 dB in RT60, bounds how fast speech in it can fall (Wen, Habets, Naylor 2008, "Blind estimation of
+    reverberation time based on the distribution of signal decay rates"). Needs some 15 dB of SNR.
+    """
+    size = 256
+    window = torch.hann_window(size, device=samples.device)
+    mel = melscale_fbanks(size // 2 + 1, 125.0, 7500.0, DECAY_BANDS, RATE, norm="slaney", mel_scale="slaney").to(
+        samples.device
+    )
+    frames, valid = whole_frames(samples, lengths, size, DECAY_HOP)
+    power = torch.cat([spectra @ mel for _, spectra in power_spectra(frames, window)], 1).transpose(1, 2)
+    # 90 dB below the clip's loudest band: far below any floor that matters, and the same at every gain.
+    loudest = (power * valid[:, None]).amax((1, 2), keepdim=True)
+    level = 10 * torch.maximum(power, loudest * 1e-9).clamp_min(1e-30).log10()
+    if level.shape[2] < DECAY_SPAN:
+        return torch.full((len(samples),), torch.nan, dtype=torch.float64, device=samples.device)
+    floor = masked_quantile(level, valid[:, None].expand_as(level), 0.1)
+    time = (torch.arange(DECAY_SPAN, device=samples.device) - (DECAY_SPAN - 1) / 2) * (DECAY_HOP / RATE)
+    slopes = torch.nn.functional.conv1d(level.flatten(0, 1)[:, None], (time / (time @ time))[None, None])
+    slopes = slopes.view(*level.shape[:2], -1)
+    starts = level[..., : slopes.shape[2]]
+    falling = (starts > floor[..., None] + DECAY_HEADROOM_DB) & (slopes < 0) & valid[:, None, DECAY_SPAN - 1 :]
+    slopes, falling = slopes.flatten(1), falling.flatten(1)
+    steep = -masked_quantile(slopes, falling, DECAY_QUANTILE).double()
+    return torch.where(falling.sum(1) >= DECAY_MIN_SLOPES, steep, torch.nan)
+
+
+def loudness_lufs(samples: Tensor, lengths: Tensor) -> Tensor:
+    """Integrated loudness in LUFS (ITU-R BS.1770-4); NaN where everything is gated out."""
+    from speechmill.audio.loudness import integrated_loudness
+
+    loudness = torch.as_tensor(integrated_loudness(samples, lengths, RATE), dtype=torch.float64)
+    return torch.where(torch.isfinite(loudness), loudness, torch.nan)
+
+
+_MEASURES: dict[str, Callable[[ClipBatch], Tensor]] = {
+    "snr_db": lambda c: vad_snr_db(c.samples, c.lengths, c.speech_probabilities),
+    "bandwidth_hz": lambda c: bandwidth_hz(c.samples, c.lengths),
+    "reverb_decay_db_s": lambda c: reverb_decay_db_s(c.samples, c.lengths),
+    "speech_ratio": lambda c: speech_ratio(c.lengths, c.speech_probabilities),
+    "loudness_lufs": lambda c: loudness_lufs(c.samples, c.lengths),
+    "clip_ratio": lambda c: clip_ratios(c.samples, c.lengths),
+}
+
+
+@dataclass(frozen=True)
+class SignalGroup:
+    """The signal metrics as a group."""
+
+    name: str = "signal"
+    metrics: tuple[Metric, ...] = GROUP_METRICS["signal"]
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        return {"signal": str(versions.SCORE)}
+
+    @torch.inference_mode()
+    def measure(self, clips: ClipBatch) -> dict[str, np.ndarray]:
+        return {metric.name: _MEASURES[metric.name](clips).cpu().numpy() for metric in self.metrics}
+
+
+@torch.inference_mode()
+def measure_input_signal(clips: ClipBatch) -> dict[str, np.ndarray]:
+    """The signal metrics of decoded, untrimmed input, named `input_*`; (B,) float64 each.
+
+    Clipping is not among them: at 16 kHz it is hidden, so `clip_ratio` measures it at the input's own rate.
+    """
+    return {
+        INPUT_PREFIX + name: measure(clips).cpu().numpy()
+        for name, measure in _MEASURES.items()
+        if name != CLIP_RATIO.name
+    }
+
+
+def clip_ratio(samples: np.ndarray) -> float:
+    """`clip_ratios` of one clip (S,) at any sampling rate; NaN where it is empty."""
+    if not samples.size:
+        return float("nan")
+    with torch.inference_mode():
+        clip = torch.from_numpy(np.ascontiguousarray(samples, np.float32))[None]
+        return float(clip_ratios(clip, torch.tensor([samples.size])))
+
+
+def peak_dbfs(samples: np.ndarray) -> float:
+    """Highest absolute sample of one clip in dB relative to full scale; NaN where all are zero."""
+    peak = float(np.max(np.abs(samples), initial=0.0))
+    return float(20 * np.log10(peak)) if peak > 0 else float("nan")
+
+
+def dc_offset(samples: np.ndarray) -> float:
+    """Absolute mean of one clip's samples, full scale 1; NaN where it is empty."""
+    return abs(float(np.mean(samples, dtype=np.float64))) if samples.size else float("nan")

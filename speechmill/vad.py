@@ -1,0 +1,158 @@
+"""Voice activity by Silero VAD 6.2, over whole batches of clips at once. 16 kHz only.
+
+The package's own function steps one clip through the network, 32 ms at a time. Here the convolutional encoder sees all
+chunks of all clips at once and one LSTM runs over time; only the weights come from the package. Segments are
+those of `silero_vad.get_speech_timestamps`; probabilities agree to rounding.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from speechmill.errors import SpeechmillError
+from speechmill.files import sha256_file
+
+RATE = 16_000
+CHUNK = 512  # new samples per probability
+CONTEXT = 64  # samples of the previous chunk that the network sees again
+ENCODER_BLOCK = 8192  # chunks encoded at a time: bounds memory
+# silero_vad.jit of the package versions whose network this is. Another file needs a look before it is trusted.
+KNOWN_NETWORKS = {"e1122837f4154c511485fe0b9c64455f7b929c96fbb8d79fbdb336383ebd3720": "6.2.3"}
+
+
+def _weights() -> dict[str, torch.Tensor]:
+    """The 16 kHz network's weights from the installed package, which is not imported: that would set torch to one thread."""
+    spec = importlib.util.find_spec("silero_vad")
+    if spec is None or spec.origin is None:
+        raise SpeechmillError("silero-vad is not installed: pip install 'silero-vad>=6.2.3'")
+    path = Path(spec.origin).parent / "data" / "silero_vad.jit"
+    if not path.is_file() or (digest := sha256_file(path)) not in KNOWN_NETWORKS:
+        found = digest if path.is_file() else "no such file"
+        raise SpeechmillError(
+            f"{path}: not a known Silero VAD network (sha256 {found}); "
+            f"install one of silero-vad {', '.join(sorted(set(KNOWN_NETWORKS.values())))}"
+        )
+    state = torch.jit.load(str(path), map_location="cpu").state_dict()
+    return {name.removeprefix("_model."): value.float() for name, value in state.items() if name.startswith("_model.")}
+
+
+class SileroVad:
+    """The network on a device."""
+
+    def __init__(self, device: str = "cpu"):
+        weights = {name: value.to(device) for name, value in _weights().items()}
+        self.device = device
+        self.basis = weights["stft.forward_basis_buffer"]  # (258, 1, 256): a Hann-windowed DFT, real then imaginary
+        self.layers = [
+            (weights[f"encoder.{i}.reparam_conv.weight"], weights[f"encoder.{i}.reparam_conv.bias"]) for i in range(4)
+        ]
+        self.lstm = torch.nn.LSTM(128, 128).to(device).eval()
+        with torch.no_grad():
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+                getattr(self.lstm, f"{name}_l0").copy_(weights[f"decoder.rnn.{name}"])
+        self.out_weight = weights["decoder.decoder.2.weight"].reshape(128)
+        self.out_bias = weights["decoder.decoder.2.bias"]
+
+    @torch.inference_mode()
+    def probabilities(self, batch: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Speech probabilities of padded clips.
+
+        batch: (B, S) float32 at 16 kHz, zeros after a clip's end. lengths: (B,) int64 samples.
+        Returns (B, ceil(S / 512)) float32 in 0..1, zero from the first chunk after a clip's end.
+        """
+        size = batch.shape[1]
+        steps = max(1, -(-size // CHUNK))
+        padded = functional.pad(batch, (CONTEXT, steps * CHUNK - size))
+        chunks = padded.unfold(1, CHUNK + CONTEXT, CHUNK)  # (B, T, 576)
+        valid = torch.arange(steps, device=batch.device)[None] < (-(-lengths // CHUNK))[:, None]
+        encoded = batch.new_zeros(batch.shape[0], steps, 128)
+        # Only chunks that hold samples are encoded: the encoder is nine tenths of the work.
+        present = chunks[valid]
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            blocks = [self._encode(present[i : i + ENCODER_BLOCK]) for i in range(0, len(present), ENCODER_BLOCK)]
+            if blocks:
+                encoded[valid] = torch.cat(blocks)
+            hidden, _ = self.lstm(encoded.transpose(0, 1))
+        logits = functional.relu(hidden) @ self.out_weight + self.out_bias
+        return torch.sigmoid(logits).transpose(0, 1) * valid
+
+    def _encode(self, chunks: torch.Tensor) -> torch.Tensor:
+        """(N, 576) -> (N, 128): magnitudes of 4 frames, then four convolutions that end in one step."""
+        frames = functional.pad(chunks[:, None], (0, 64), "reflect")
+        spectrum = functional.conv1d(frames, self.basis, stride=128)
+        x = torch.sqrt(spectrum[:, :129] ** 2 + spectrum[:, 129:] ** 2)
+        for (weight, bias), stride in zip(self.layers, (1, 2, 2, 1), strict=True):
+            x = functional.relu(functional.conv1d(x, weight, bias, stride=stride, padding=1))
+        return x[..., 0]
+
+
+@dataclass(frozen=True)
+class VadOptions:
+    """Settings of the segmentation, as in silero_vad.get_speech_timestamps."""
+
+    threshold: float = 0.5
+    min_speech_ms: int = 250
+    min_silence_ms: int = 100
+    pad_ms: int = 30
+
+
+def speech_segments(
+    probabilities: np.ndarray, samples: int, options: VadOptions = VadOptions()
+) -> list[tuple[int, int]]:
+    """Start and end of speech in samples, as silero_vad.get_speech_timestamps gives them.
+
+    probabilities: (T,), one per 512 samples; samples: length of the clip. Speech starts where the probability
+    reaches the threshold and ends where it stays 0.15 below it for `min_silence_ms`.
+    """
+    low = max(options.threshold - 0.15, 0.01)
+    min_speech = RATE * options.min_speech_ms / 1000
+    min_silence = RATE * options.min_silence_ms / 1000
+    segments: list[list[int]] = []
+    start: int | None = None
+    quiet_since: int | None = None
+    for step, probability in enumerate(probabilities.tolist()):
+        now = step * CHUNK
+        if probability >= options.threshold:
+            quiet_since = None
+            start = now if start is None else start
+        elif probability < low and start is not None:
+            quiet_since = now if quiet_since is None else quiet_since
+            if now - quiet_since >= min_silence:
+                if quiet_since - start > min_speech:
+                    segments.append([start, quiet_since])
+                start = quiet_since = None
+    if start is not None and samples - start > min_speech:
+        segments.append([start, samples])
+    _pad(segments, samples, RATE * options.pad_ms // 1000)
+    return [(a, b) for a, b in segments]
+
+
+def _pad(segments: list[list[int]], samples: int, pad: int) -> None:
+    """Widen segments in place by `pad` on both sides; two that would overlap meet in the middle."""
+    for i, segment in enumerate(segments):
+        if i == 0:
+            segment[0] = max(0, segment[0] - pad)
+        if i == len(segments) - 1:
+            segment[1] = min(samples, segment[1] + pad)
+            continue
+        gap = segments[i + 1][0] - segment[1]
+        share = gap // 2 if gap < 2 * pad else pad
+        segment[1] = min(samples, segment[1] + share)
+        segments[i + 1][0] = max(0, segments[i + 1][0] - share)
+
+
+def speech_seconds(segments: list[tuple[int, int]]) -> float:
+    """Seconds of speech in all."""
+    return sum(stop - start for start, stop in segments) / RATE
+
+
+def longest_pause_s(segments: list[tuple[int, int]]) -> float:
+    """Seconds of the longest gap between two segments; 0 where there are fewer than two."""
+    gaps = (b[0] - a[1] for a, b in zip(segments, segments[1:], strict=False))
+    return max(gaps, default=0) / RATE
