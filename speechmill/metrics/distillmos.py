@@ -40,7 +40,7 @@ def cut_window(clip: Tensor, start: int) -> Tensor:
 
 @dataclass(frozen=True)
 class DistillMosGroup:
-    """Distill-MOS as a metric group. model: (k, WINDOW) -> (k, 1) MOS."""
+    """Distill-MOS as a metric group. model: (k, WINDOW) -> (k,) MOS."""
 
     model: torch.nn.Module
     versions: Mapping[str, str]

@@ -25,8 +25,8 @@ def mean_over_windows(
     """Run `model` over windows of all clips, `at_once` of them at a time, and average its outputs per clip.
 
     starts: samples of a clip -> first samples of its windows. cut: (samples (n,) of one clip, start) -> window
-    (W,). model: (k, W) -> (k, outputs). Returns (B, outputs) float64; NaN for empty and all-zero clips, whose
-    quality is nobody's guess.
+    (W,). model: (k, W) -> k times `outputs` values. Returns (B, outputs) float64; NaN for empty and all-zero
+    clips, whose quality is nobody's guess.
     """
     audible = clips.samples.abs().amax(1).cpu().numpy() > 0
     lengths = clips.lengths.cpu().tolist()
@@ -37,7 +37,7 @@ def mean_over_windows(
         part = windows[first : first + at_once]
         owners = np.array([i for i, _ in part])
         batch = torch.stack([cut(clips.samples[i, : lengths[i]], start) for i, start in part])
-        np.add.at(sums, owners, model(batch).double().cpu().numpy())
+        np.add.at(sums, owners, model(batch).reshape(len(part), outputs).double().cpu().numpy())
         np.add.at(counts, owners, 1)
     with np.errstate(invalid="ignore"):
         means = sums / counts[:, None]

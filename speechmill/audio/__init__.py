@@ -1,0 +1,1 @@
+"""Audio as bytes and as samples: decoding of anything, FLAC, sampling rates, loudness."""

@@ -1,0 +1,223 @@
+"""The page that people look at, and the files of the report stage as a whole.
+
+One file that opens from disk: images, audio, style and script are inside, and its content security policy forbids any
+other, so that nothing is fetched and nothing from the corpus runs. What comes from the corpus is escaped by default.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup, escape
+
+from speechmill import __version__
+from speechmill.files import write_json, write_text
+from speechmill.metrics import INPUT_PREFIX, Metric, all_metrics
+from speechmill.ranking.profile import FrozenProfile
+from speechmill.report.examples import GROUPS, Example, choose, data_uri, load_examples
+from speechmill.report.plots import closeness_chart, level_scale, metric_charts, number
+from speechmill.report.summary import Overview, funnel, merge_ranking, overview, summarize
+from speechmill.shards import RANKING
+
+MAX_TEXT = 400  # characters of one value from the corpus
+MAX_FILES = 20  # source files that are listed
+MAX_REASONS = 40
+CARD_METRICS = 6  # values on a clip's card; the others unfold
+WIDE, NARROW = 10.5, 3.6  # inches of the closeness chart on a desk and on a phone
+CORRELATED = 0.8
+SATURATED = 0.2
+_LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}")
+
+
+def make_report(
+    ranking_files: Sequence[Path],
+    enhanced_files: Sequence[Path],
+    profile: FrozenProfile,
+    advice: Mapping[str, Any],
+    source: Mapping[str, Any],
+    config: Mapping[str, Any],
+    versions: Mapping[str, str],
+    skipped: Sequence[Mapping[str, str]],
+    timing: Mapping[str, Any],
+    page: Path,
+    summary: Path,
+    ranking: Path,
+) -> dict[str, Any]:
+    """Write report.html, summary.json and ranking.parquet; returns the summary.
+
+    `ranking_files` are in the order in which the merged table has them; `enhanced_files` are {batch}.parquet. `advice`
+    and `source` are the contents of ranking/advice.json and source.json; `skipped` are {name, reason} of metric
+    groups; `timing` is {stage: {jobs, seconds}}. The same input gives the same bytes.
+
+    Raises:
+        LedgerError: the states of a batch or of the run do not balance.
+        SpeechmillError: a ranked clip is not in its enhanced shard.
+    """
+    found = overview(ranking_files)
+    content = summarize(found, profile, source, config, versions, skipped, timing)
+    chosen = choose(ranking_files, config["report"]["examples"])
+    examples = load_examples(chosen, enhanced_files)
+    merge_ranking(ranking_files, ranking)
+    write_report(page, content, found, examples, profile, advice, source, config)
+    write_json(summary, content)
+    return content
+
+
+def write_report(
+    out: Path,
+    summary: Mapping[str, Any],
+    found: Overview,
+    examples: Mapping[str, Sequence[Example]],
+    profile: FrozenProfile,
+    advice: Mapping[str, Any],
+    source: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> None:
+    """Draw the charts and write the page, atomically; arguments as in `make_report`."""
+    declared = all_metrics()
+    source = {"kind": "", "path": "", "files": [], "bytes": 0, "license": None, "attribution": None, **source}
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "number": lambda value, digits=4: "—" if value is None else number(float(value), digits),
+        "percent": _percent,
+        "plain": plain,
+        "name": lambda name: Markup(str(escape(plain(name))).replace("_", "_<wbr>")),
+        "hours": _hours,
+        "bytes": _bytes,
+        "csp": lambda script: "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        "svg": lambda chart: data_uri("image/svg+xml", chart.svg),
+        "unit": lambda name: _unit(name, declared),
+    }
+    template = environment.from_string(resources.files(__package__).joinpath("report.html").read_text("utf-8"))
+    html = template.render(
+        summary=summary,
+        steps=funnel(found),
+        reasons=_reasons(found)[:MAX_REASONS],
+        closeness=closeness_chart(found, profile.threshold, WIDE),
+        closeness_narrow=closeness_chart(found, profile.threshold, NARROW),
+        ranked=found.closeness["ranked"].count,
+        median=found.closeness["ranked"].quantile(0.5),
+        charts=metric_charts(found, profile, declared),
+        level=level_scale(),
+        groups=_cards(examples, profile),
+        profile=profile,
+        gates=[(gate, found.failed_gates[gate.metric]) for gate in profile.gates],
+        criteria=_criteria(profile, advice),
+        warnings=advice.get("warnings", []),
+        advised=advice.get("rows", 0),
+        correlated=_correlated(advice.get("correlation", {})),
+        source=source,
+        files=source["files"][:MAX_FILES],
+        config=yaml.safe_dump(dict(config), allow_unicode=True, sort_keys=True),
+        version=__version__,
+        input_prefix=INPUT_PREFIX,
+        saturated=SATURATED,
+    )
+    write_text(out, html)
+
+
+def plain(value: object, length: int = MAX_TEXT) -> str:
+    """Text of a corpus on one line: control characters become spaces, and what is too long ends in an ellipsis."""
+    text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in str(value)[: length + 1]).strip()
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _percent(part: float | None, whole: float = 1.0, digits: int = 0) -> str:
+    if part is None or not whole:
+        return "—"
+    share = part / whole
+    if 0 < share < 0.5 * 10 ** -(digits + 2):
+        return f"< {10**-digits:g} %"
+    return f"{share:.{digits}%}".replace("%", " %")
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
+
+
+def _bytes(size: int) -> str:
+    power = next((p for p in (4, 3, 2, 1) if size >= 1000**p), 0)
+    return f"{size / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def _unit(name: str, declared: Mapping[str, Metric]) -> str:
+    metric = declared.get(name)
+    return "s" if name == "duration" else "" if metric is None or metric.unit == "1" else metric.unit
+
+
+def _reasons(found: Overview) -> list[dict[str, Any]]:
+    """What kept clips out, most frequent first: state, reason, clips, and one message as an example."""
+    counted = [("rejected", reason, count) for reason, count in found.rejected_by.items()]
+    counted += [("errored", reason, count) for reason, count in found.errored_by.items()]
+    rows = [
+        {"state": state, "reason": reason, "clips": count, "message": found.messages.get((state, reason), "")}
+        for state, reason, count in counted
+    ]
+    if found.clips["duplicate"]:
+        message = "The decoded samples are those of another clip, which is kept."
+        rows.append(
+            {"state": "duplicate", "reason": "same samples", "clips": found.clips["duplicate"], "message": message}
+        )
+    rows.sort(key=lambda row: (-row["clips"], row["state"], row["reason"]))
+    return rows
+
+
+def _criteria(profile: FrozenProfile, advice: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The profile's criteria, heaviest group first, with the weights that the corpus itself would give them."""
+    heaviest = {c.group: sum(o.weight for o in profile.criteria if o.group == c.group) for c in profile.criteria}
+    ordered = sorted(profile.criteria, key=lambda c: (-heaviest[c.group], c.group, -c.weight, c.metric))
+    nothing = dict.fromkeys(("entropy", "critic", "at_low", "at_high"))
+    return [
+        {"criterion": criterion, **nothing, **advice.get("criteria", {}).get(criterion.metric, {})}
+        for criterion in ordered
+    ]
+
+
+def _correlated(correlation: Mapping[str, Mapping[str, float | None]]) -> list[tuple[str, str, float]]:
+    """Pairs of criteria that say nearly the same, most alike first."""
+    pairs = [
+        (a, b, value)
+        for a, row in correlation.items()
+        for b, value in row.items()
+        if a < b and value is not None and abs(value) >= CORRELATED
+    ]
+    return sorted(pairs, key=lambda pair: (-abs(pair[2]), pair[0], pair[1]))
+
+
+def _cards(examples: Mapping[str, Sequence[Example]], profile: FrozenProfile) -> list[dict[str, Any]]:
+    """The groups of clips to listen to. A clip that is in several of them is played in the first."""
+    heavy = sorted(profile.criteria, key=lambda criterion: (-criterion.weight, criterion.metric))
+    shown = [criterion.metric for criterion in heavy[:CARD_METRICS]]
+    played: dict[str, tuple[str, str]] = {}  # clip -> where it plays: anchor, title of the group
+    groups = []
+    for name, members in examples.items():
+        title, why = GROUPS[name]
+        cards = []
+        for example in members:
+            row = example.row
+            measured = {key: row[key] for key in sorted(row) if key not in RANKING.names}
+            cards.append(
+                {
+                    "example": example,
+                    "row": row,
+                    "anchor": f"{name}-{len(cards) + 1}",
+                    "played": played.get(row["id"]),
+                    "lang": row["language"] if _LANGUAGE.fullmatch(row["language"] or "") else None,
+                    "values": [(key, row.get(key)) for key in shown],
+                    "others": [(key, value) for key, value in measured.items() if key not in shown],
+                }
+            )
+            played.setdefault(row["id"], (f"{name}-{len(cards)}", title))
+        groups.append({"name": name, "title": title, "why": why, "cards": cards})
+    return groups

@@ -1,0 +1,278 @@
+"""A run in numbers: one pass over its ranking tables, in memory that does not grow with them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from speechmill.ledger import STATES, check_balance, count_states
+from speechmill.ranking.profile import FrozenProfile
+from speechmill.shards import RANKING, table_writer
+
+READ_ROWS = 65_536
+ROW_GROUP = 10_000
+MAX_DISTINCT = 65_536
+PENDING = 131_072  # values that wait for a merge, which sorts
+MANTISSA = 52  # bits of a double
+QUANTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95}
+DIGITS = 6  # significant ones of a quantile
+_COLUMNS = ["state", "criterion", "error_class", "message", "input_duration", "duration", "variant", "closeness"]
+_COLUMNS.append("failed_gates")
+
+
+class Distribution:
+    """Values and how often each came, in at most `MAX_DISTINCT` steps.
+
+    Exact while no more distinct values came than that. Beyond, values are rounded toward zero to the most mantissa
+    bits (`bits`) with which they fit, so every value and quantile has a relative error below 2^-bits: 65,536 steps
+    over ten octaves are 12 bits, 0.03 %. What is kept depends on the values alone, not on their order or grouping.
+    NaN and infinities are left out.
+    """
+
+    def __init__(self) -> None:
+        self.bits = MANTISSA
+        self._values = np.empty(0)
+        self._counts = np.empty(0, np.int64)
+        self._pending: list[np.ndarray] = []
+        self._waiting = 0
+
+    def add(self, values: np.ndarray) -> None:
+        """Take in values (N,) of any float type."""
+        values = np.asarray(values, np.float64)
+        self._pending.append(values[np.isfinite(values)] + 0.0)  # -0.0 becomes 0.0
+        self._waiting += len(self._pending[-1])
+        if self._waiting >= PENDING:
+            self._merge()
+
+    def steps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct values, ascending, and their counts: float64 (D,), int64 (D,)."""
+        if self._pending:
+            self._merge()
+        return self._values, self._counts
+
+    @property
+    def count(self) -> int:
+        """Number of values taken in."""
+        return int(self.steps()[1].sum())
+
+    def quantile(self, share: float) -> float | None:
+        """The quantile at `share` in 0..1, linear between neighbours as numpy's default; None without values."""
+        values, counts = self.steps()
+        if not len(values):
+            return None
+        position = share * (int(counts.sum()) - 1)
+        below = int(position)
+        last = np.cumsum(counts)
+        low, high = (values[np.searchsorted(last, rank, side="right")] for rank in (below, int(np.ceil(position))))
+        return float(low + (high - low) * (position - below))
+
+    def _merge(self) -> None:
+        values = np.concatenate([self._values, *self._pending])
+        counts = np.concatenate([self._counts, np.ones(self._waiting, np.int64)])
+        self._pending, self._waiting = [], 0
+        self._group(values, counts)
+        while len(self._values) > MAX_DISTINCT:
+            self.bits -= 1
+            self._group(self._values, self._counts)
+
+    def _group(self, values: np.ndarray, counts: np.ndarray) -> None:
+        drop = np.uint64(MANTISSA - self.bits)
+        rounded = ((values.view(np.uint64) >> drop) << drop).view(np.float64)
+        self._values, where = np.unique(rounded, return_inverse=True)
+        self._counts = np.bincount(where, weights=counts, minlength=len(self._values)).astype(np.int64)
+
+
+@dataclass
+class Overview:
+    """Everything that the summary and the page say about all clips of a run.
+
+    A clip is ranked if it has a closeness and is no duplicate. `metrics`, `variants`, `failed_gates` and `closeness`
+    (of all, and by what became of the clip: accepted, closeness, gate) are over ranked clips. `seconds` are of decoded
+    input, and of the published audio of accepted clips. `messages` has the first one of each (state, criterion or
+    class).
+    """
+
+    batches: int = 0
+    clips: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: {"input": 0.0, "accepted": 0.0})
+    unranked: Counter[str] = field(default_factory=Counter)  # criterion -> clips rejected before they were scored
+    rejected_by: Counter[str] = field(default_factory=Counter)
+    errored_by: Counter[str] = field(default_factory=Counter)
+    messages: dict[tuple[str, str], str] = field(default_factory=dict)
+    failed_gates: Counter[str] = field(default_factory=Counter)
+    variants: Counter[str] = field(default_factory=Counter)
+    metrics: dict[str, Distribution] = field(default_factory=dict)
+    closeness: dict[str, Distribution] = field(
+        default_factory=lambda: {name: Distribution() for name in ("ranked", "accepted", "closeness", "gate")}
+    )
+
+
+def overview(ranking_files: Iterable[Path]) -> Overview:
+    """Read every ranking table once.
+
+    Raises:
+        LedgerError: the states of a batch or of the run do not balance.
+    """
+    found = Overview()
+    for path in ranking_files:
+        found.batches += 1
+        before = Counter(found.clips)
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            metrics = [name for name in names if name not in RANKING.names]
+            for name in metrics:
+                found.metrics.setdefault(name, Distribution())
+            for part in file.iter_batches(batch_size=READ_ROWS, columns=[*_COLUMNS, *metrics]):
+                _add(found, pa.Table.from_batches([part]), metrics)
+        counts = {state: found.clips[state] - before[state] for state in ("input", *STATES)}
+        check_balance(counts, f"batch {Path(path).stem}")
+    check_balance({"input": 0, **dict.fromkeys(STATES, 0), **found.clips})
+    return found
+
+
+def _add(found: Overview, table: pa.Table, metrics: Sequence[str]) -> None:
+    found.clips.update(count_states(table))
+    of_state = {state: table.filter(pc.equal(table["state"], state)) for state in STATES}
+    found.seconds["input"] += pc.sum(table["input_duration"]).as_py() or 0.0
+    found.seconds["accepted"] += pc.sum(of_state["accepted"]["duration"]).as_py() or 0.0
+    for state, column, counter in (
+        ("rejected", "criterion", found.rejected_by),
+        ("errored", "error_class", found.errored_by),
+    ):
+        rows = of_state[state]
+        for reason, count in _counts(rows[column]).items():
+            counter[reason] += count
+            if (state, reason) not in found.messages:
+                message = rows["message"][pc.index(rows[column], reason).as_py()].as_py()
+                found.messages[state, reason] = message or ""
+    rejected = of_state["rejected"]
+    found.unranked.update(_counts(rejected.filter(pc.is_null(rejected["closeness"]))["criterion"]))
+
+    ranked = table.filter(pc.and_(pc.is_valid(table["closeness"]), pc.not_equal(table["state"], "duplicate")))
+    found.variants.update(_counts(ranked["variant"]))
+    found.failed_gates.update(_counts(pc.list_flatten(ranked["failed_gates"])))
+    for name in metrics:
+        found.metrics[name].add(_floats(ranked[name]))
+    accepted = pc.equal(ranked["state"], "accepted")
+    by_closeness = pc.fill_null(pc.equal(ranked["criterion"], "closeness"), False)
+    gated = pc.and_not(pc.equal(ranked["state"], "rejected"), by_closeness)
+    found.closeness["ranked"].add(_floats(ranked["closeness"]))
+    for name, mask in (("accepted", accepted), ("closeness", by_closeness), ("gate", gated)):
+        found.closeness[name].add(_floats(ranked.filter(mask)["closeness"]))
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return {item["values"]: item["counts"] for item in pc.value_counts(column.drop_null()).to_pylist()}
+
+
+def _floats(column: pa.ChunkedArray) -> np.ndarray:
+    return pc.cast(column, pa.float64()).to_numpy()
+
+
+def summarize(
+    found: Overview,
+    profile: FrozenProfile,
+    source: Mapping[str, Any],
+    config: Mapping[str, Any],
+    versions: Mapping[str, str],
+    skipped: Sequence[Mapping[str, str]],
+    timing: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of report/summary.json. Quantiles are over ranked clips, None where there are none."""
+    metrics = {
+        name: {key: _significant(values.quantile(share)) for key, share in QUANTILES.items()}
+        for name, values in sorted(found.metrics.items())
+    }
+    return {
+        "dataset": config["dataset"],
+        "source_revision": source.get("revision"),
+        "batches": found.batches,
+        "clips": {state: found.clips[state] for state in ("input", *STATES)},
+        "hours": {name: round(seconds / 3600, 6) for name, seconds in found.seconds.items()},
+        "rejected_by": dict(sorted(found.rejected_by.items())),
+        "errored_by": dict(sorted(found.errored_by.items())),
+        "variants": {name: found.variants[name] for name in ("original", "enhanced")},
+        "metrics": metrics,
+        "profile": profile.name,
+        "profile_sha256": profile.sha256,
+        "threshold": profile.threshold,
+        "versions": dict(versions),
+        "skipped_metrics": [dict(group) for group in skipped],
+        "timing": dict(timing),
+    }
+
+
+def _significant(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{DIGITS}g}")
+
+
+def merge_ranking(ranking_files: Sequence[Path], out: Path) -> None:
+    """Write the rows of all ranking tables, in the order of the files, to one table: `RANKING`, metrics by name.
+
+    A metric that a file lacks, or has nothing but nulls for, is null there. The file appears complete or not at all.
+    """
+    metrics = {name for path in ranking_files for name in pq.read_schema(path).names} - set(RANKING.names)
+    schema = pa.schema([*RANKING, *(pa.field(name, pa.float64()) for name in sorted(metrics))])
+    with table_writer(schema, out, row_group_size=ROW_GROUP) as writer:
+        for table in _regrouped(ranking_files, schema):
+            writer.write_table(table)
+
+
+def _regrouped(ranking_files: Iterable[Path], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Tables of `schema`, of `ROW_GROUP` rows or more but for the last: small batches share a row group."""
+    waiting, rows = [schema.empty_table()], 0
+    for path in ranking_files:
+        with pq.ParquetFile(path) as file:
+            for part in file.iter_batches(batch_size=ROW_GROUP):
+                columns = [
+                    part[field.name].cast(field.type)
+                    if field.name in part.schema.names
+                    else pa.nulls(len(part), field.type)
+                    for field in schema
+                ]
+                waiting.append(pa.Table.from_arrays(columns, schema=schema))
+                rows += len(part)
+                if rows >= ROW_GROUP:
+                    yield pa.concat_tables(waiting)
+                    waiting, rows = [schema.empty_table()], 0
+    if rows:
+        yield pa.concat_tables(waiting)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the funnel: how many clips it took out, why (reason -> clips), and how many were left."""
+
+    title: str
+    state: str
+    lost: int
+    left: int
+    reasons: Mapping[str, int]
+
+
+def funnel(found: Overview) -> list[Step]:
+    """From all clips to the accepted ones, in the order of the flow; what is left at the end is accepted."""
+    scored = found.rejected_by - found.unranked
+    closeness = scored.pop("closeness", 0)
+    steps = []
+    left = found.clips["input"]
+    for title, state, lost, reasons in (
+        ("Not readable or not scored", "errored", found.clips["errored"], found.errored_by),
+        ("Unfit before scoring", "rejected", found.unranked.total(), found.unranked),
+        ("Repeats another clip", "duplicate", found.clips["duplicate"], {}),
+        ("Fails a gate", "rejected", scored.total(), scored),
+        ("Closeness below the threshold", "rejected", closeness, {}),
+    ):
+        left -= lost
+        steps.append(
+            Step(title, state, lost, left, dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))))
+        )
+    return steps
