@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from speechmill.errors import SpeechmillError
@@ -64,3 +66,15 @@ def device_of(resources: Any) -> str:
     if not torch.cuda.is_available():
         raise SpeechmillError("this job asks for a GPU (resource gpu) but torch sees none on this node; check nvidia-smi")
     return "cuda"
+
+
+def stage_timing(benchmarks: Path) -> dict[str, dict[str, float]]:
+    """Stage -> number of jobs and their wall-clock seconds in all, from Snakemake's benchmark files."""
+    timing: dict[str, dict[str, float]] = {}
+    for path in sorted(benchmarks.glob("*/*.tsv")):
+        with open(path, encoding="utf-8", newline="") as handle:
+            seconds = [float(row["s"]) for row in csv.DictReader(handle, delimiter="\t")]
+        stage = timing.setdefault(path.parent.name, {"jobs": 0, "seconds": 0.0})
+        stage["jobs"] += len(seconds)
+        stage["seconds"] = round(stage["seconds"] + sum(seconds), 3)
+    return timing

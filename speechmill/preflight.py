@@ -10,7 +10,7 @@ from typing import Any
 
 from speechmill.config import missing_paths, profile_path
 from speechmill.errors import ConfigError
-from speechmill.metrics import load_groups, resolve_groups
+from speechmill.metrics import ENHANCE_METRICS, all_metrics, load_groups, resolve_groups
 from speechmill.ranking.profile import load_profile
 
 

@@ -36,7 +36,7 @@ class GuardEvidence:
 class GuardThresholds:
     """Bounds of the rule. Chosen on English prompts in noise, checked on Spanish ones."""
 
-    clean_enough_db: float = 11.0
+    clean_enough_db: float = 13.0
     speech_kept: float = 0.8
 
 

@@ -63,8 +63,8 @@ def denoise(samples: np.ndarray) -> np.ndarray:
             library.rnnoise_process_frame(state, base + offset, base + offset)
     finally:
         library.rnnoise_destroy(state)
-    in_phase = lfilter(*HIGH_PASS, work[:DELAY:-1])[::-1]
-    return (in_phase[-len(work) + DELAY :][:size] / SCALE).astype(np.float32)
+    in_phase = lfilter(*HIGH_PASS, work[DELAY:][::-1])[::-1]
+    return (in_phase[:size] / SCALE).astype(np.float32)
 
 
 class RNNoise:

@@ -17,8 +17,8 @@ SNR = Metric(
     -20,
     80,
     "benefit",
-    "Level of speech over the quietest 15 % of frames",
-    "speech-gated quantile noise floor",
+    "Level of speech over the noise floor",
+    "sub-band quantiles, speech by Silero VAD",
 )
 BANDWIDTH = Metric(
     "bandwidth_hz", "Hz", 0, 8000, "benefit", "Highest frequency within 50 dB of the peak", "-50 dB rule"

@@ -35,6 +35,7 @@ CARD_METRICS = 6  # values on a clip's card; the others unfold
 WIDE, NARROW = 10.5, 3.6  # inches of the closeness chart on a desk and on a phone
 CORRELATED = 0.8
 SATURATED = 0.2
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}")
 
 
@@ -86,7 +87,7 @@ def write_report(
     declared = all_metrics()
     source = {"kind": "", "path": "", "files": [], "bytes": 0, "license": None, "attribution": None, **source}
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, finalize=_printable, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
         "number": lambda value, digits=4: "—" if value is None else number(float(value), digits),
@@ -133,6 +134,11 @@ def plain(value: object, length: int = MAX_TEXT) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def _printable(value: Any) -> Any:
+    """What HTML cannot hold, control characters but for tab and line feed, as spaces; markup of our own as it is."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else _CONTROL.sub(" ", value)
+
+
 def _percent(part: float | None, whole: float = 1.0, digits: int = 0) -> str:
     if part is None or not whole:
         return "—"
@@ -160,7 +166,7 @@ def _reasons(found: Overview) -> list[dict[str, Any]]:
     """What kept clips out, most frequent first: state, reason, clips, and one message as an example."""
     counted = [("rejected", reason, count) for reason, count in found.rejected_by.items()]
     counted += [("errored", reason, count) for reason, count in found.errored_by.items()]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"state": state, "reason": reason, "clips": count, "message": found.messages.get((state, reason), "")}
         for state, reason, count in counted
     ]
@@ -203,7 +209,7 @@ def _cards(examples: Mapping[str, Sequence[Example]], profile: FrozenProfile) ->
     groups = []
     for name, members in examples.items():
         title, why = GROUPS[name]
-        cards = []
+        cards: list[dict[str, Any]] = []
         for example in members:
             row = example.row
             measured = {key: row[key] for key in sorted(row) if key not in RANKING.names}

@@ -31,7 +31,7 @@ RANGE_DB = 70.0  # of a spectrogram's colours, down from the loudest point
 COLOUR_MAP = "magma_r"
 WINDOW_S, HOP_S, MAX_FRAMES = 0.032, 0.008, 700
 PNG_COLOURS, PNG_GREYS = 52, 12
-DPI = 130  # of spectrograms
+DPI = 150  # of spectrograms
 STYLE: Any = {
     "svg.hashsalt": "speechmill",
     "svg.fonttype": "none",
@@ -159,7 +159,7 @@ def _metric_chart(
     criteria = [criterion for criterion in profile.criteria if criterion.metric in panel]
     series = {name: found.metrics[name] for name in panel if found.metrics[name].count}
     logarithmic = any(criterion.scale == "log10" for criterion in criteria)
-    edges = _edges(list(series.values()), gates, criteria, logarithmic)
+    edges = _edges(list(series.values()), gates, criteria, logarithmic, metric)
     with _figure(3.5, 2.1) as figure:
         axes = figure.add_subplot()
         for name, values in series.items():
@@ -190,10 +190,19 @@ def _metric_chart(
     return Chart(title, svg, alt, metric.description if metric else "", [*spread, *notes])
 
 
-def _edges(series: list[Distribution], gates: list[Gate], criteria: list[Criterion], logarithmic: bool) -> np.ndarray:
+def _edges(
+    series: list[Distribution],
+    gates: list[Gate],
+    criteria: list[Criterion],
+    logarithmic: bool,
+    metric: Metric | None,
+) -> np.ndarray:
+    """Bins over nearly all values, within what the metric declares, and over all gates and bounds."""
     limits = [bound for gate in gates for bound in (gate.min, gate.max) if bound is not None]
     limits += [bound for criterion in criteria for bound in (criterion.low, criterion.high)]
-    limits += [value for values in series for share in SHOWN if (value := values.quantile(share)) is not None]
+    for value in (values.quantile(share) for values in series for share in SHOWN):
+        if value is not None:
+            limits.append(value if metric is None else min(max(value, metric.low), metric.high))
     if logarithmic:
         return np.geomspace(min(criterion.low for criterion in criteria), max(limits), BINS + 1)
     low, high = (min(limits), max(limits)) if limits else (0.0, 1.0)
@@ -209,10 +218,10 @@ def _draw_limits(axes: Axes, gates: list[Gate], criteria: list[Criterion], edges
         for bound in (criterion.low, criterion.high):
             axes.axvline(bound, color=GREY, linewidth=1, linestyle=(0, (1, 1.6)))
     for gate in gates:
-        for bound, beyond in ((gate.min, edges[0]), (gate.max, edges[-1])):
-            if bound is not None:
-                axes.axvspan(*sorted((bound, float(beyond))), color=VERMILION, alpha=0.1, linewidth=0, zorder=0)
-                axes.axvline(bound, color=VERMILION, linewidth=1.5)
+        for limit, beyond in ((gate.min, edges[0]), (gate.max, edges[-1])):
+            if limit is not None:
+                axes.axvspan(*sorted((limit, float(beyond))), color=VERMILION, alpha=0.1, linewidth=0, zorder=0)
+                axes.axvline(limit, color=VERMILION, linewidth=1.5)
 
 
 def _spread(name: str, values: Distribution, unit: str) -> str:
@@ -252,7 +261,7 @@ def spectrogram_png(spectrogram: Spectrogram, loudest: float) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
-    with _figure(4.6, 1.7, DPI) as figure:
+    with _figure(4.0, 1.6, DPI) as figure:
         axes = figure.add_subplot()
         axes.grid(False)
         axes.imshow(

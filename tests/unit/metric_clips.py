@@ -24,7 +24,7 @@ def _vad() -> SileroVad:
 def speech_clips(count: int, shortest: float = 2.5, longest: float = 6.0) -> tuple[np.ndarray, ...]:
     """The first clean clips of that many seconds, float32 at 16 kHz."""
     found = []
-    for path in sorted(SPEECH.glob("*.flac")):
+    for path in sorted(SPEECH.rglob("*.flac")):
         if shortest <= sf.info(path).duration <= longest:
             found.append(sf.read(path, dtype="float32")[0])
         if len(found) == count:

@@ -161,7 +161,7 @@ def test_input_metrics_are_those_of_the_group_and_declared():
 
 
 def test_speech_lies_within_the_declared_ranges():
-    batch = clip_batch([with_noise(clip, snr, seed=snr) for clip in speech_clips(3) for snr in (-5, 40)])
+    batch = clip_batch([with_noise(clip, snr, seed=1) for clip in speech_clips(3) for snr in (-5, 40)])
     values = SignalGroup().measure(batch)
     for metric in SignalGroup().metrics:
         assert np.all((values[metric.name] >= metric.low) & (values[metric.name] <= metric.high)), metric.name

@@ -1,0 +1,26 @@
+from pathlib import Path
+
+from speechmill.files import read_json
+from speechmill.job import logged, stage_timing
+
+with logged(snakemake.log):
+    from speechmill.ranking.profile import FrozenProfile
+    from speechmill.report.page import make_report
+    from speechmill.versions import package_versions
+
+    preflight = read_json(snakemake.input.preflight)
+    run = Path(snakemake.output.summary).parents[1]
+    make_report(
+        [Path(path) for path in snakemake.input.rankings],
+        [Path(path) for path in snakemake.input.enhanced],
+        FrozenProfile.from_json(read_json(snakemake.input.profile)),
+        read_json(snakemake.input.advice),
+        read_json(snakemake.input.source),
+        snakemake.config,
+        package_versions() | preflight["models"],
+        preflight["skipped_metrics"],
+        stage_timing(run / "benchmarks"),
+        Path(snakemake.output.page),
+        Path(snakemake.output.summary),
+        Path(snakemake.output.ranking),
+    )
