@@ -79,7 +79,8 @@ def encode(samples: np.ndarray, rate: int, kind: str, channels: int = 1) -> byte
     if channels > 1:
         pcm = np.repeat(pcm[:, None], channels, axis=1)
     data = io.BytesIO()
-    soundfile.write(data, pcm, rate, format=kind.upper())
+    # libsndfile garbles stereo MP3 that it is given as integers.
+    soundfile.write(data, pcm / np.float32(32768) if kind == "mp3" else pcm, rate, format=kind.upper())
     return fixed_serial(data.getvalue()) if kind == "ogg" else data.getvalue()
 
 

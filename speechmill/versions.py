@@ -16,7 +16,7 @@ PUBLISH = 1
 
 PACKAGES = (
     "speechmill torch torchaudio numpy scipy soundfile soxr pyarrow onnxruntime silero-vad pyrnnoise speechmos "
-    "distillmos snakemake"
+    "distillmos matplotlib snakemake"
 ).split()
 
 

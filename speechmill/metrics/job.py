@@ -18,7 +18,7 @@ from speechmill.audio.encode import decode_flac
 from speechmill.audio.resample import resample
 from speechmill.engine import isolate, length_batches, pad
 from speechmill.errors import ClipError
-from speechmill.metrics import ClipBatch, MetricGroup, load_groups, resolve_groups
+from speechmill.metrics import ClipBatch, load_groups, resolve_groups
 from speechmill.shards import ENHANCED, table_writer
 from speechmill.vad import SileroVad
 
