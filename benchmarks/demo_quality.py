@@ -127,7 +127,18 @@ def evaluate(results: Path, truth: Path) -> dict:
         "clean_clips": len(clean),
         "gain_db": {f"{noise} {bucket}": round(float(np.mean(v)), 2) for (noise, bucket), v in sorted(gains.items())},
         "enhanced_share": {
-            bucket: round(float(np.mean([r["shard"]["variant"] == "enhanced" for r in noisy if r["shard"] and snr_bucket(float(r["snr_db"])) == bucket])), 2)
+            bucket: round(
+                float(
+                    np.mean(
+                        [
+                            r["shard"]["variant"] == "enhanced"
+                            for r in noisy
+                            if r["shard"] and snr_bucket(float(r["snr_db"])) == bucket
+                        ]
+                    )
+                ),
+                2,
+            )
             for bucket in sorted({snr_bucket(float(r["snr_db"])) for r in noisy})
         },
         "problems": problems,

@@ -68,7 +68,7 @@ def load_prompts() -> list[Prompt]:
     prompts = [
         Prompt(r["file"], r["language"], r["text"], soundfile.read(HERE / "speech" / r["file"])[0]) for r in rows
     ]
-    return sorted(prompts, key=lambda p: (hashlib.sha256(p.file.encode()).hexdigest()))
+    return sorted(prompts, key=lambda p: hashlib.sha256(p.file.encode()).hexdigest())
 
 
 def encode(samples: np.ndarray, rate: int, kind: str, channels: int = 1) -> bytes:
@@ -250,7 +250,11 @@ class Builder:
             self.add(encode(prompt.samples * 0.6 + offset, RATE, "wav"), "wav", "dc", prompt)
         for before, after in ((1, 1), (2, 0), (0, 3), (3, 2), (1.5, 4), (5, 5)):
             prompt, random = self.prompt(), self.random()
-            parts = [random.normal(0, 2e-4, int(before * RATE)), prompt.samples, random.normal(0, 2e-4, int(after * RATE))]
+            parts = [
+                random.normal(0, 2e-4, int(before * RATE)),
+                prompt.samples,
+                random.normal(0, 2e-4, int(after * RATE)),
+            ]
             self.add(encode(np.concatenate(parts), RATE, "flac"), "flac", "silence", prompt, offset_s=before)
 
     def _duplicates(self) -> None:
@@ -282,7 +286,9 @@ class Builder:
             data = encode(long.samples, RATE, kind)
             self.add(data[: len(data) * 6 // 10], kind, "broken", name=f"cut-{kind}", expected="errored:truncated")
         self.add(b"", "wav", "broken", name="empty", expected="errored:empty_file")
-        self.add("ไม่ใช่เสียง this is no audio\n".encode() * 40, "wav", "broken", name="text", expected="errored:unreadable")
+        self.add(
+            "ไม่ใช่เสียง this is no audio\n".encode() * 40, "wav", "broken", name="text", expected="errored:unreadable"
+        )
         self.add(encode(np.zeros(2 * RATE), RATE, "wav"), "wav", "broken", name="zeros", expected="rejected:speech_s")
         nan = long.samples.astype("<f4")
         nan[5000:5010] = np.nan

@@ -32,7 +32,22 @@ def main(unpacked: Path, out: Path) -> None:
         for path in sorted(folder.glob("*.g722")):
             if "-" not in path.stem or PASSED_OVER.match(path.stem):
                 continue
-            command = ["ffmpeg", "-v", "error", "-f", "g722", "-i", path, "-f", "s16le", "-ar", str(RATE), "-ac", "1", "-"]
+            command = [
+                "ffmpeg",
+                "-v",
+                "error",
+                "-f",
+                "g722",
+                "-i",
+                path,
+                "-f",
+                "s16le",
+                "-ar",
+                str(RATE),
+                "-ac",
+                "1",
+                "-",
+            ]
             samples = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, np.int16)
             digest = hashlib.sha256(samples.tobytes()).hexdigest()
             if SECONDS[0] <= len(samples) / RATE <= SECONDS[1] and digest not in seen:

@@ -11,15 +11,15 @@ rule enhance:
         log_file("enhance/{batch}"),
     benchmark:
         time_file("enhance/{batch}")
-    params:
-        version=versions.ENHANCE,
-        settings={key: value for key, value in config["enhance"].items() if key != "batch_seconds"},
+    conda:
+        "../envs/speechmill.yaml"
     threads: 2
     resources:
         gpu=0,
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
         batch_seconds=smaller_batches("enhance"),
-    conda:
-        "../envs/speechmill.yaml"
+    params:
+        version=versions.ENHANCE,
+        settings={key: value for key, value in config["enhance"].items() if key != "batch_seconds"},
     script:
         "../scripts/enhance.py"

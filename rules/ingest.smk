@@ -6,11 +6,11 @@ rule preflight:
         report=run_file("preflight.json"),
     log:
         log_file("preflight"),
+    conda:
+        "../envs/speechmill.yaml"
     params:
         config=config,
         config_dir=CONFIG_DIR.as_posix(),
-    conda:
-        "../envs/speechmill.yaml"
     script:
         "../scripts/preflight.py"
 
@@ -23,11 +23,11 @@ rule source:
         source=run_file("source.json"),
     log:
         log_file("source"),
+    conda:
+        "../envs/speechmill.yaml"
     params:
         source=config["source"],
         fingerprint=source_state,
-    conda:
-        "../envs/speechmill.yaml"
     script:
         "../scripts/source.py"
 
@@ -41,10 +41,10 @@ checkpoint manifest:
         batches=run_file("manifest/batches.tsv"),
     log:
         log_file("manifest"),
+    conda:
+        "../envs/speechmill.yaml"
     params:
         source=config["source"],
         batch_size=config["batch_size"],
-    conda:
-        "../envs/speechmill.yaml"
     script:
         "../scripts/manifest.py"

@@ -12,12 +12,12 @@ rule publish:
         sentinel=run_file("published/UPLOADED.json"),
     log:
         log_file("publish"),
+    conda:
+        "../envs/speechmill.yaml"
+    resources:
+        upload_slots=1,
     params:
         version=versions.PUBLISH,
         settings=config["publish"],
-    resources:
-        upload_slots=1,
-    conda:
-        "../envs/speechmill.yaml"
     script:
         "../scripts/publish.py"

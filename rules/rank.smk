@@ -8,10 +8,10 @@ rule duplicates:
         duplicates=run_file("ledger/duplicates.parquet"),
     log:
         log_file("duplicates"),
-    params:
-        version=versions.RANK,
     conda:
         "../envs/speechmill.yaml"
+    params:
+        version=versions.RANK,
     script:
         "../scripts/duplicates.py"
 
@@ -24,12 +24,12 @@ rule profile:
         profile=run_file("ranking/profile.json"),
     log:
         log_file("profile"),
+    conda:
+        "../envs/speechmill.yaml"
     params:
         version=versions.RANK,
         threshold=config["rank"]["threshold"],
         config_dir=CONFIG_DIR.as_posix(),
-    conda:
-        "../envs/speechmill.yaml"
     script:
         "../scripts/profile.py"
 
@@ -47,10 +47,10 @@ rule rank:
         log_file("rank/{batch}"),
     benchmark:
         time_file("rank/{batch}")
-    params:
-        version=versions.RANK,
     conda:
         "../envs/speechmill.yaml"
+    params:
+        version=versions.RANK,
     script:
         "../scripts/rank.py"
 
@@ -63,9 +63,9 @@ rule advice:
         advice=run_file("ranking/advice.json"),
     log:
         log_file("advice"),
-    params:
-        version=versions.RANK,
     conda:
         "../envs/speechmill.yaml"
+    params:
+        version=versions.RANK,
     script:
         "../scripts/advice.py"

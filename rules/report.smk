@@ -26,10 +26,10 @@ rule report:
         ranking=run_file("report/ranking.parquet"),
     log:
         log_file("report"),
+    conda:
+        "../envs/speechmill.yaml"
     params:
         version=versions.REPORT,
         settings=config["report"],
-    conda:
-        "../envs/speechmill.yaml"
     script:
         "../scripts/report.py"

@@ -10,15 +10,15 @@ rule score:
         log_file("score/{batch}"),
     benchmark:
         time_file("score/{batch}")
-    params:
-        version=versions.SCORE,
-        settings={key: value for key, value in config["score"].items() if key != "batch_seconds"},
+    conda:
+        "../envs/speechmill.yaml"
     threads: 2
     resources:
         gpu=0,
         mem_mb=lambda wildcards, attempt: 6000 * attempt,
         batch_seconds=smaller_batches("score"),
-    conda:
-        "../envs/speechmill.yaml"
+    params:
+        version=versions.SCORE,
+        settings={key: value for key, value in config["score"].items() if key != "batch_seconds"},
     script:
         "../scripts/score.py"

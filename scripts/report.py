@@ -4,13 +4,15 @@ from speechmill.files import read_json
 from speechmill.job import logged, stage_timing
 
 with logged(snakemake.log):
+    from speechmill.ledger import check_manifest
+    from speechmill.manifest import read_batches
     from speechmill.ranking.profile import FrozenProfile
     from speechmill.report.page import make_report
     from speechmill.versions import package_versions
 
     preflight = read_json(snakemake.input.preflight)
     run = Path(snakemake.output.summary).parents[1]
-    make_report(
+    summary = make_report(
         [Path(path) for path in snakemake.input.rankings],
         [Path(path) for path in snakemake.input.enhanced],
         FrozenProfile.from_json(read_json(snakemake.input.profile)),
@@ -24,3 +26,4 @@ with logged(snakemake.log):
         Path(snakemake.output.summary),
         Path(snakemake.output.ranking),
     )
+    check_manifest(sum(int(batch["clips"]) for batch in read_batches(Path(snakemake.input.batches))), summary["clips"])

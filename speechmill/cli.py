@@ -35,7 +35,9 @@ def summary_text(run: Path) -> str:
     try:
         summary: dict[str, Any] = read_json(run / "report" / "summary.json")
     except (OSError, ValueError) as error:
-        raise SpeechmillError(f"{run}: no finished run here (report/summary.json is missing); start it first") from error
+        raise SpeechmillError(
+            f"{run}: no finished run here (report/summary.json is missing); start it first"
+        ) from error
     clips, hours = summary["clips"], summary["hours"]
     lines = [f"{summary['dataset']}: {clips['input']} clips, {hours['input']:.2f} h"]
     for state in ("accepted", "rejected", "errored", "duplicate"):

@@ -60,7 +60,9 @@ def isolate(
         if is_machine_fault(error) or not items:
             raise
         if len(items) == 1:
-            return [ClipError(error_class, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")]
+            return [
+                ClipError(error_class, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            ]
     return [result for item in items for result in isolate(function, [item], error_class)]
 
 

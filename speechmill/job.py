@@ -64,7 +64,9 @@ def device_of(resources: Any) -> str:
     import torch
 
     if not torch.cuda.is_available():
-        raise SpeechmillError("this job asks for a GPU (resource gpu) but torch sees none on this node; check nvidia-smi")
+        raise SpeechmillError(
+            "this job asks for a GPU (resource gpu) but torch sees none on this node; check nvidia-smi"
+        )
     return "cuda"
 
 

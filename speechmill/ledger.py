@@ -143,3 +143,14 @@ def check_balance(counts: Mapping[str, int], where: str = "the run") -> None:
     if counts["input"] != total:
         parts = " + ".join(f"{counts[state]} {state}" for state in STATES)
         raise LedgerError(f"{where} does not balance: {counts['input']} clips came in, {parts} = {total} came out")
+
+
+def check_manifest(clips: int, counts: Mapping[str, int]) -> None:
+    """Check that as many clips came in as the manifest lists, and that their states balance.
+
+    Raises:
+        LedgerError: it is not so.
+    """
+    if counts["input"] != clips:
+        raise LedgerError(f"the run does not balance: the manifest lists {clips} clips, {counts['input']} were ranked")
+    check_balance(counts)

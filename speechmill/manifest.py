@@ -104,7 +104,9 @@ def read_batch(batch_json: Path) -> tuple[dict[str, Any], pa.Table]:
     description = read_json(batch_json)
     table_path = batch_json.with_suffix(".parquet")
     if not table_path.is_file() or sha256_file(table_path) != description["table_sha256"]:
-        raise SourceError(f"{table_path} is missing or was changed; delete {batch_json.parent}/batches.tsv and run again")
+        raise SourceError(
+            f"{table_path} is missing or was changed; delete {batch_json.parent}/batches.tsv and run again"
+        )
     return description, pq.read_table(table_path)
 
 

@@ -29,7 +29,9 @@ def preflight(config: dict[str, Any], config_dir: Path, run_dir: Path) -> dict[s
     problems += _check_models(config, report)
     problems += _check_profile(config, config_dir)
     if config["publish"]["kind"] == "folder" and config["source"]["license"] is None:
-        report["warnings"].append("source.license is not set: rows without a licence of their own are published without")
+        report["warnings"].append(
+            "source.license is not set: rows without a licence of their own are published without"
+        )
     if problems:
         raise ConfigError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
     return report
@@ -47,14 +49,18 @@ def _check_disk(config: dict[str, Any], run_dir: Path) -> list[str]:
         return [f"{run_dir} is not writable; choose another outdir"]
     free = shutil.disk_usage(run_dir).free
     if free < needed:
-        return [f"{run_dir} has {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB are needed; choose another outdir"]
+        return [
+            f"{run_dir} has {free / 1e9:.1f} GB free, about {needed / 1e9:.1f} GB are needed; choose another outdir"
+        ]
     return []
 
 
 def _check_models(config: dict[str, Any], report: dict[str, Any]) -> list[str]:
     problems = []
     if config["enhance"]["enhancer"] == "rnnoise" and importlib.util.find_spec("pyrnnoise") is None:
-        report["warnings"].append("pyrnnoise is not installed: the spectral gate takes its place (pip install pyrnnoise)")
+        report["warnings"].append(
+            "pyrnnoise is not installed: the spectral gate takes its place (pip install pyrnnoise)"
+        )
     try:
         groups = resolve_groups(config["score"]["metrics"])
         loaded, skipped = load_groups(groups, "cpu", config["score"]["squim_weights"])

@@ -8,6 +8,7 @@ those of `silero_vad.get_speech_timestamps`; probabilities agree to rounding.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,5 +155,5 @@ def speech_seconds(segments: list[tuple[int, int]]) -> float:
 
 def longest_pause_s(segments: list[tuple[int, int]]) -> float:
     """Seconds of the longest gap between two segments; 0 where there are fewer than two."""
-    gaps = (b[0] - a[1] for a, b in zip(segments, segments[1:], strict=False))
+    gaps = (b[0] - a[1] for a, b in itertools.pairwise(segments))
     return max(gaps, default=0) / RATE

@@ -142,7 +142,9 @@ class Processor:
         seconds = speech_seconds(segments)
         minimum = self.settings["min_speech_seconds"]
         if not segments or seconds < minimum:
-            raise ClipRejection("speech_s", seconds, minimum, f"{seconds:.2f} s of speech found, {minimum} s are needed")
+            raise ClipRejection(
+                "speech_s", seconds, minimum, f"{seconds:.2f} s of speech found, {minimum} s are needed"
+            )
         start, stop = 0, size
         if self.settings["trim"]:
             extra = self.settings["vad_pad_ms"] * MODEL_RATE // 1000
@@ -150,7 +152,9 @@ class Processor:
         minimum = self.settings["min_seconds"]
         if stop - start < minimum * MODEL_RATE:
             seconds = (stop - start) / MODEL_RATE
-            raise ClipRejection("duration_s", seconds, minimum, f"{seconds:.2f} s long after trimming, {minimum} s are needed")
+            raise ClipRejection(
+                "duration_s", seconds, minimum, f"{seconds:.2f} s long after trimming, {minimum} s are needed"
+            )
         return start, stop
 
     def _finish(
@@ -201,7 +205,9 @@ class Processor:
                 "input_sampling_rate": clip.decoded.sampling_rate,
                 "input_channels": clip.decoded.channels,
                 "input_codec": clip.decoded.codec,
-                "enhancer": f"{self.enhancer.name} {self.enhancer.version}, {self.settings['level']}" if self.enhancer else "none",
+                "enhancer": f"{self.enhancer.name} {self.enhancer.version}, {self.settings['level']}"
+                if self.enhancer
+                else "none",
                 "enhancer_sha256": self.enhancer.weights_sha256 if self.enhancer else None,
                 "config_sha256": self.config_sha256,
                 "code_version": __version__,
@@ -251,7 +257,10 @@ class Processor:
         if not clips:
             return [], []
         scale = self.rate / MODEL_RATE
-        cut = [samples[round(start * scale) : round(stop * scale)] for samples, (start, stop) in zip(clips, spans, strict=True)]
+        cut = [
+            samples[round(start * scale) : round(stop * scale)]
+            for samples, (start, stop) in zip(clips, spans, strict=True)
+        ]
         batch, lengths = pad(cut, self.device)
         gains = normalization_gain_db(
             integrated_loudness(batch, lengths, self.rate),

@@ -6,7 +6,7 @@ kind, write a class with the methods of `Source` and name it in `open_source` an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,7 +70,7 @@ def open_source(config: dict[str, Any]) -> Source:
     from speechmill.sources.folder import FolderSource
     from speechmill.sources.parquet import ParquetSource
 
-    kinds = {"folder": FolderSource, "parquet": ParquetSource}
+    kinds: dict[str, Callable[[dict[str, Any]], Source]] = {"folder": FolderSource, "parquet": ParquetSource}
     section = config["source"]
     if section["kind"] not in kinds:
         raise ConfigError(f"source.kind {section['kind']!r} is not one of {', '.join(kinds)}")

@@ -49,7 +49,10 @@ def test_one_bad_clip_costs_only_itself():
     assert "three is bad" in results[2].message
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OSError(28, "No space left"), torch.cuda.OutOfMemoryError("x"), RuntimeError("CUDA error: lost")])
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), OSError(28, "No space left"), torch.cuda.OutOfMemoryError("x"), RuntimeError("CUDA error: lost")],
+)
 def test_a_machines_fault_is_never_blamed_on_a_clip(error):
     def work(items):
         raise error

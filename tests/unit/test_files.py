@@ -55,7 +55,7 @@ def test_json_is_canonical_and_refuses_nan(tmp_path):
 
 def rows(count):
     for i in range(count):
-        yield {name: None for name in LEDGER.names} | {"id": f"{i:04d}", "state": "passed", "value": i / 3}
+        yield dict.fromkeys(LEDGER.names) | {"id": f"{i:04d}", "state": "passed", "value": i / 3}
 
 
 def test_rows_and_tables_give_the_same_bytes(tmp_path):
@@ -81,9 +81,15 @@ def test_an_empty_table_keeps_its_schema(tmp_path):
 
 
 def test_only_named_columns_are_uncompressed(tmp_path):
-    schema = pa.schema([pa.field("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), pa.field("n", pa.int64())])
+    schema = pa.schema(
+        [pa.field("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), pa.field("n", pa.int64())]
+    )
     table = pa.Table.from_pylist([{"audio": {"bytes": b"x" * 100, "path": "p"}, "n": 1}], schema=schema)
     write_table(table, tmp_path / "x.parquet", uncompressed=["audio.bytes"])
     columns = [pq.ParquetFile(tmp_path / "x.parquet").metadata.row_group(0).column(i) for i in range(3)]
-    assert {c.path_in_schema: c.compression for c in columns} == {"audio.bytes": "UNCOMPRESSED", "audio.path": "ZSTD", "n": "ZSTD"}
+    assert {c.path_in_schema: c.compression for c in columns} == {
+        "audio.bytes": "UNCOMPRESSED",
+        "audio.path": "ZSTD",
+        "n": "ZSTD",
+    }
     assert leaf_paths(schema) == ["audio.bytes", "audio.path", "n"]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechmill.errors import LedgerError
-from speechmill.ledger import check_balance, check_batch, count_states, find_duplicates
+from speechmill.ledger import check_balance, check_batch, check_manifest, count_states, find_duplicates
 from speechmill.shards import LEDGER, RANKING
 
 
@@ -139,3 +139,12 @@ def test_counts_balance_unless_a_state_is_foreign(states, foreign):
             check_balance(counts, "batch b1")
     else:
         check_balance(counts)
+
+
+def test_a_run_that_ranked_fewer_clips_than_the_manifest_lists_does_not_balance():
+    counts = {"input": 3, "accepted": 1, "rejected": 1, "errored": 1, "duplicate": 0}
+    check_manifest(3, counts)
+    with pytest.raises(LedgerError, match="the manifest lists 4 clips, 3 were ranked"):
+        check_manifest(4, counts)
+    with pytest.raises(LedgerError):
+        check_manifest(3, counts | {"accepted": 0})

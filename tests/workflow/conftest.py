@@ -61,9 +61,7 @@ class Run:
 
     def popen(self) -> subprocess.Popen:
         log = open(self.directory / "snakemake.log", "ab")  # noqa: SIM115 - the child keeps it
-        return subprocess.Popen(
-            self.command(), env=self.environment(), stdout=log, stderr=log, start_new_session=True
-        )
+        return subprocess.Popen(self.command(), env=self.environment(), stdout=log, stderr=log, start_new_session=True)
 
     def copy(self, directory: Path) -> Run:
         """The same state elsewhere, modification times and Snakemake's records included."""

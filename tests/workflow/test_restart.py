@@ -1,5 +1,6 @@
 """Restart: only unfinished, new or changed work is done, and the bytes are those of an undisturbed run."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from speechmill.files import read_json
+from speechmill.shards import write_table
 
 from .conftest import RESULTS, SPEECH, Run, make_corpus
 
@@ -28,7 +30,7 @@ def test_a_run_from_nothing_reaches_the_sentinel_and_balances(finished):
     ranking = pq.read_table(finished.results / "report" / "ranking.parquet")
     assert ranking.num_rows == 10
     assert (finished.results / "published" / "UPLOADED.json").is_file()
-    assert not [p for p in finished.results.rglob("*.tmp")]
+    assert not list(finished.results.rglob("*.tmp"))
 
 
 def test_a_second_run_does_nothing(finished, tmp_path):
@@ -55,13 +57,23 @@ def test_added_files_are_the_only_ones_processed(finished, tmp_path):
 def test_a_changed_threshold_ranks_and_publishes_without_touching_audio(finished, tmp_path):
     run = finished.copy(tmp_path / "threshold")
     audio = run.hashes("enhanced", "scores", "ledger")
-    run.change(rank={"threshold": 0.99})
+    run.change(rank={"threshold": 1.0})
     again = run.start()
     assert set(again.jobs) <= {"profile", "rank", "advice", "report", "publish", "all", "preflight"}
     assert again.jobs["rank"] == 3
     assert run.hashes("enhanced", "scores", "ledger") == audio
     assert read_json(run.results / "report" / "summary.json")["clips"]["accepted"] == 0
     assert read_json(run.results / "published" / "UPLOADED.json")["clips"] == 0
+
+
+def test_a_lost_clip_stops_the_run(finished, tmp_path):
+    run = finished.copy(tmp_path / "lost")
+    ledger = run.results / "ledger" / "clips-00001.enhance.parquet"
+    write_table(pq.read_table(ledger).slice(1), ledger)
+    done = run.start(check=False)
+    assert done.status != 0
+    assert "speechmill: batch clips-00001" in done.output
+    assert "Traceback" not in done.output
 
 
 def _processes(directory: Path, needle: str) -> list[int]:
@@ -125,12 +137,10 @@ def test_snakemake_killed_at_random_moments_ends_with_the_same_bytes(finished, t
         run.start("--unlock")
     run.start()
     assert run.hashes(*RESULTS) == finished.hashes(*RESULTS)
-    assert not [p for p in run.results.rglob("*.tmp")]
+    assert not list(run.results.rglob("*.tmp"))
 
 
 def _kill_group(process: subprocess.Popen) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()

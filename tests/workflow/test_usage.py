@@ -66,12 +66,14 @@ def test_snakemakes_report_holds_ours(finished, tmp_path):
 
 
 def test_a_source_may_be_parquet(finished, tmp_path):
-    """The published data set of one run is a valid source of the next."""
+    """The published data set of one run is a valid source of the next, which keeps no enhanced shards."""
     run = Run(tmp_path / "second")
-    run.change(source={"kind": "parquet", "path": "corpus", "metadata": None})
+    run.change(source={"kind": "parquet", "path": "corpus", "metadata": None}, keep_enhanced=False)
     data = finished.results / "published" / "dataset" / "data"
     (run.directory / "corpus").mkdir()
     for file in data.glob("*.parquet"):
         shutil.copy(file, run.directory / "corpus")
     run.start()
     assert (run.results / "published" / "UPLOADED.json").is_file()
+    assert not list((run.results / "enhanced").glob("*"))
+    assert "Nothing to be done" in run.start().output

@@ -1,0 +1,66 @@
+"""Preflight: every problem at once, in words that say what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from speechmill.config import validate_config
+from speechmill.errors import ConfigError
+from speechmill.preflight import preflight
+
+CONFIG = Path(__file__).parents[2] / "config"
+
+
+def make(tmp_path, **changes):
+    (tmp_path / "corpus").mkdir(exist_ok=True)
+    base = {"dataset": "x", "source": {"kind": "folder", "path": str(tmp_path / "corpus")}, "score": {"metrics": ["signal"]}}
+    return validate_config(base | changes, CONFIG)
+
+
+def test_a_sound_configuration_names_what_will_be_measured(tmp_path):
+    report = preflight(make(tmp_path), CONFIG, tmp_path / "run")
+    assert report == preflight(make(tmp_path), CONFIG, tmp_path / "run")
+    assert {"snr_db", "input_snr_db", "denoise_removed_db", "longest_pause_s"} <= set(report["metrics"])
+    assert "dnsmos_p808" not in report["metrics"]
+    assert any("licence" in warning for warning in report["warnings"])
+
+
+def test_all_problems_come_at_once(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("name: mine\n")
+    config = make(
+        tmp_path,
+        source={"kind": "folder", "path": str(tmp_path / "corpus"), "metadata": str(tmp_path / "meta.tsv")},
+        score={"metrics": ["sginal"]},
+        rank={"profile": str(mine)},
+    )
+    with pytest.raises(ConfigError) as caught:
+        preflight(config, CONFIG, tmp_path / "run")
+    message = str(caught.value)
+    for part in ("meta.tsv does not exist", '"signal"', "mine.yaml is not valid", "'groups' is a required property"):
+        assert part in message
+
+
+def test_missing_weights_of_a_metric_are_a_reason_not_a_failure(tmp_path):
+    report = preflight(make(tmp_path, score={"metrics": ["signal", "squim"]}), CONFIG, tmp_path / "run")
+    (skipped,) = report["skipped_metrics"]
+    assert skipped["name"] == "squim"
+    assert "score.squim_weights" in skipped["reason"]
+
+
+def test_a_full_disk_is_found_before_the_work(tmp_path, monkeypatch):
+    config = make(tmp_path)
+    (tmp_path / "corpus" / "a.wav").write_bytes(bytes(1000))
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(ConfigError, match="are needed; choose another outdir"):
+        preflight(config, CONFIG, tmp_path / "run")
+
+
+def test_a_missing_rnnoise_is_a_warning_that_names_the_package(tmp_path, monkeypatch):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "pyrnnoise" else real(name, *a))
+    report = preflight(make(tmp_path), CONFIG, tmp_path / "run")
+    assert any("pip install pyrnnoise" in warning for warning in report["warnings"])
