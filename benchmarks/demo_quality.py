@@ -12,8 +12,10 @@ import csv
 import io
 import json
 import sys
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,11 +24,14 @@ import soundfile
 import soxr
 
 RATE = 16_000
+SPEECH = Path(__file__).parents[1] / "demo" / "speech"
 SEARCH = RATE // 50  # samples: a codec may delay a clip by up to 20 ms
 TARGETS = {
     "spearman_closeness_true_snr": 0.8,
     "si_sdr_gain_db_below_15_db": 4.0,
     "clean_kept_share": 0.95,
+    # Not asked for by itself: without it, losing the hardest clips would raise the mean gain.
+    "noisy_measured_share": 0.9,
 }
 CLEAN_SI_SDR_DB = 25.0
 
@@ -61,21 +66,21 @@ def mono_16k(samples: np.ndarray, rate: int) -> np.ndarray:
 def load(results: Path, truth: Path) -> list[dict]:
     """Truth rows with the ranking row of each (`ranked`) and, where there is one, its shard row (`shard`)."""
     ranked = {row["source_file"]: row for row in pq.read_table(results / "report" / "ranking.parquet").to_pylist()}
-    shards: dict[str, dict] = {}
+    shards: dict[str, dict[str, Any]] = {}
     columns = ["id", "audio", "variant", "trim_start_s"]
     for path in sorted((results / "enhanced").glob("*.parquet")):
         shards |= {row["id"]: row for row in pq.read_table(path, columns=columns).to_pylist()}
     with open(truth, encoding="utf-8", newline="") as handle:
-        rows = list(csv.DictReader(handle, delimiter="\t"))
-    for row in rows:
-        row["ranked"] = ranked.get(row["path"])
-        row["shard"] = shards.get(row["ranked"]["id"]) if row["ranked"] else None
-    return rows
+        rows: list[dict[str, Any]] = list(csv.DictReader(handle, delimiter="\t"))
+    return [
+        row | {"ranked": found, "shard": shards.get(found["id"]) if found else None}
+        for row, found in ((row, ranked.get(row["path"])) for row in rows)
+    ]
 
 
-def measure(row: dict, corpus: Path, speech: Path) -> tuple[float, float]:
+def measure(row: dict, corpus: Path) -> tuple[float, float]:
     """SI-SDR in dB of the input and of the published variant against the clean recording, over the same span."""
-    clean = soundfile.read(speech / row["original"])[0]
+    clean = soundfile.read(SPEECH / row["original"])[0]
     published = mono_16k(*soundfile.read(io.BytesIO(row["shard"]["audio"]["bytes"])))
     trim = round(row["shard"]["trim_start_s"] * RATE)
     heard = mono_16k(*soundfile.read(corpus / row["path"]))[trim : trim + len(published)]
@@ -84,40 +89,39 @@ def measure(row: dict, corpus: Path, speech: Path) -> tuple[float, float]:
 
 
 def evaluate(results: Path, truth: Path) -> dict:
-    """All figures. `problems` lists what is wrong, in words; empty means that every target is met."""
+    """All figures. `problems` lists what is wrong, in words; empty means that every target is met.
+
+    The corpus is expected as `corpus` beside the truth table. Every share is one of all clips of the kind:
+    a clip that was lost, rejected or errored on the way counts against it.
+    """
     rows = load(results, truth)
-    corpus, speech = truth.parent / "corpus", truth.parent / "speech"
+    corpus = truth.parent / "corpus"
     problems = [f"{row['path']}: in no table" for row in rows if row["ranked"] is None]
-    counts = defaultdict(int)
-    for row in rows:
-        counts[row["ranked"]["state"] if row["ranked"] else "lost"] += 1
+    counts = Counter(row["ranked"]["state"] if row["ranked"] else "lost" for row in rows)
     summary = json.loads((results / "report" / "summary.json").read_text())["clips"]
     if dict(counts) | {"input": len(rows)} != {k: v for k, v in summary.items() if v or k == "input"}:
         problems.append(f"the states do not balance: {dict(counts)} of {len(rows)} files, summary {summary}")
 
-    noisy = [row for row in rows if row["kind"] == "noisy" and row["ranked"]["closeness"] is not None]
-    rho = scipy.stats.spearmanr(
-        [float(row["snr_db"]) for row in noisy], [row["ranked"]["closeness"] for row in noisy]
-    ).statistic
-    gains = defaultdict(list)
-    for row in (row for row in noisy if row["shard"]):
-        before, after = measure(row, corpus, speech)
-        row["gain"] = after - before
-        gains[row["noise"], snr_bucket(float(row["snr_db"]))].append(row["gain"])
+    every_noisy = [row for row in rows if row["kind"] == "noisy"]
+    noisy = [row for row in every_noisy if row["shard"] and row["ranked"]["closeness"] is not None]
+    for row in noisy:
+        before, after = measure(row, corpus)
+        row["gain"], row["bucket"] = after - before, snr_bucket(float(row["snr_db"]))
     wanted = [row["gain"] for row in noisy if row["noise"] != "babble" and float(row["snr_db"]) < 15]
-    clean = [row for row in rows if row["kind"] == "clean" and row["shard"]]
-    kept = [
-        row["shard"]["variant"] == "original" or measure(row, corpus, speech)[1] >= CLEAN_SI_SDR_DB for row in clean
-    ]
+    clean = [row for row in rows if row["kind"] == "clean"]
     figures = {
-        "spearman_closeness_true_snr": float(rho),
-        "si_sdr_gain_db_below_15_db": float(np.mean(wanted)),
-        "clean_kept_share": float(np.mean(kept)),
+        "spearman_closeness_true_snr": _spearman(noisy),
+        "si_sdr_gain_db_below_15_db": _mean(wanted),
+        "clean_kept_share": _mean([_kept(row, corpus) for row in clean]),
+        "noisy_measured_share": len(noisy) / len(every_noisy) if every_noisy else None,
     }
     for name, target in TARGETS.items():
-        if not figures[name] >= target:
-            problems.append(f"{name} is {figures[name]:.3f}, the target is {target}")
+        value = figures[name]
+        if value is None or value < target:
+            shown = "not measurable" if value is None else f"{value:.3f}"
+            problems.append(f"{name} is {shown}, the target is {target}")
     problems += wrong_ends(rows)
+    cells = sorted({(row["noise"], row["bucket"]) for row in noisy})
     return {
         **figures,
         "targets": TARGETS,
@@ -125,24 +129,36 @@ def evaluate(results: Path, truth: Path) -> dict:
         "ranked_noisy_clips": len(noisy),
         "clips_of_the_gain": len(wanted),
         "clean_clips": len(clean),
-        "gain_db": {f"{noise} {bucket}": round(float(np.mean(v)), 2) for (noise, bucket), v in sorted(gains.items())},
+        "gain_db": {
+            f"{noise} {bucket}": _mean([r["gain"] for r in noisy if (r["noise"], r["bucket"]) == (noise, bucket)])
+            for noise, bucket in cells
+        },
         "enhanced_share": {
-            bucket: round(
-                float(
-                    np.mean(
-                        [
-                            r["shard"]["variant"] == "enhanced"
-                            for r in noisy
-                            if r["shard"] and snr_bucket(float(r["snr_db"])) == bucket
-                        ]
-                    )
-                ),
-                2,
-            )
-            for bucket in sorted({snr_bucket(float(r["snr_db"])) for r in noisy})
+            bucket: _mean([r["shard"]["variant"] == "enhanced" for r in noisy if r["bucket"] == bucket])
+            for bucket in sorted({bucket for _, bucket in cells})
         },
         "problems": problems,
     }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    """The mean; None of nothing, since NaN is no JSON."""
+    return float(np.mean(values)) if values else None
+
+
+def _spearman(noisy: list[dict]) -> float | None:
+    """Rank correlation of closeness with true SNR; None where either never changes."""
+    snr, closeness = [float(row["snr_db"]) for row in noisy], [row["ranked"]["closeness"] for row in noisy]
+    if len(set(snr)) < 2 or len(set(closeness)) < 2:
+        return None
+    return float(scipy.stats.spearmanr(snr, closeness).statistic)
+
+
+def _kept(row: dict, corpus: Path) -> bool:
+    """Whether a clean clip is published (itself, or as the clip it repeats) unharmed."""
+    if row["shard"] is None or row["ranked"]["state"] not in ("accepted", "duplicate"):
+        return False
+    return row["shard"]["variant"] == "original" or measure(row, corpus)[1] >= CLEAN_SI_SDR_DB
 
 
 def snr_bucket(snr_db: float) -> str:
@@ -166,7 +182,8 @@ def wrong_ends(rows: list[dict]) -> list[str]:
             problems.append(f"{row['path']}: {end}, expected {row['expected']}")
         if row["duplicate_of"]:
             other = by_path[row["duplicate_of"]]["ranked"]
-            if not (ranked["duplicate_of"] == other["id"] or other["duplicate_of"] == ranked["id"]):
+            pairs = ((ranked, other), (other, ranked)) if other else ()
+            if not any(a["state"] == "duplicate" and a["duplicate_of"] == b["id"] for a, b in pairs):
                 problems.append(f"{row['path']}: repeats {row['duplicate_of']}, which was not found")
         elif ranked["state"] == "duplicate" and not any(r["duplicate_of"] == row["path"] for r in rows):
             problems.append(f"{row['path']}: called a duplicate, but it is none")
@@ -179,15 +196,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--truth", type=Path, default=Path("demo/truth.tsv"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
+    for needed in (options.truth, options.results / "report" / "ranking.parquet"):
+        if not needed.is_file():
+            sys.exit(f"{needed}: no such file; run `make demo` first")
     found = evaluate(options.results, options.truth)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
     for name, target in TARGETS.items():
-        print(f"{name:<32}{found[name]:8.3f}   target {target}")
+        value = "-" if found[name] is None else f"{found[name]:.3f}"
+        print(f"{name:<32}{value:>8}   target {target}")
     print("mean SI-SDR gain in dB of what is published:")
     for name, gain in found["gain_db"].items():
         print(f"  {name:<24}{gain:8.2f}")
-    print("share enhanced:", ", ".join(f"{k[3:]} {v}" for k, v in found["enhanced_share"].items()))
+    print("share enhanced:", ", ".join(f"{k[3:]} {v:.2f}" for k, v in found["enhanced_share"].items()))
     for problem in found["problems"]:
         print(f"MISSED: {problem}", file=sys.stderr)
     return 1 if found["problems"] else 0

@@ -35,8 +35,24 @@ THAI = (
     "ฉันชอบกินข้าวผัด",
     "พรุ่งนี้เจอกันที่สถานี",
     "น้ำในแม่น้ำใสสะอาด",
+    "ขอโทษค่ะ ดิฉันได้ยินไม่ชัด",
+    "ตลาดเปิดตั้งแต่หกโมงเช้า",
+    "น้องสาวของผมเรียนอยู่ที่เชียงใหม่",
+    "ช่วยพูดช้าลงหน่อยได้ไหม",
+    "เมื่อคืนฝนตกหนักทั้งคืน",
 )
-TRUTH = ("path", "kind", "noise", "snr_db", "rt60_s", "original", "offset_s", "duplicate_of", "expected")
+TRUTH = (
+    "path",
+    "kind",
+    "noise",
+    "snr_db",
+    "rt60_s",
+    "clipped_share",
+    "original",
+    "offset_s",
+    "duplicate_of",
+    "expected",
+)
 METADATA = ("path", "sentence", "locale", "client_id")
 
 
@@ -110,7 +126,7 @@ def _crc_table() -> list[int]:
 CRC_TABLE = _crc_table()
 
 
-def ogg_crc(page: bytes) -> int:
+def ogg_crc(page: bytes | bytearray) -> int:
     """The checksum of an Ogg page (RFC 3533, section 6)."""
     crc = 0
     for byte in page:
@@ -144,11 +160,11 @@ def make_noise(kind: str, size: int, random: np.random.Generator, prompts: list[
             noise += np.resize(np.roll(voice, -start), size) / np.sqrt(speech_power(voice))
     else:
         noise = np.zeros(size)
-        for start in range(0, size, RATE // 4):
-            span = min(RATE // 2, size - start)
+        for onset in range(0, size, RATE // 4):
+            span = min(RATE // 2, size - onset)
             for root in random.choice([220.0, 261.6, 329.6, 392.0, 440.0, 523.3], 3, replace=False):
                 partials = [np.sin(2 * np.pi * root * k * time[:span]) / k for k in (1, 2, 3, 4)]
-                noise[start : start + span] += np.sum(partials, axis=0) * np.exp(-3 * time[:span])
+                noise[onset : onset + span] += np.sum(partials, axis=0) * np.exp(-3 * time[:span])
     return noise / np.sqrt((noise**2).mean())
 
 
@@ -204,7 +220,9 @@ class Builder:
     def prompt(self) -> Prompt:
         return self.prompts[len(self.items) % len(self.prompts)]
 
-    def add(self, data: bytes, suffix: str, kind: str, prompt: Prompt | None = None, name: str = "", **truth) -> Item:
+    def add(
+        self, data: bytes, suffix: str, kind: str, prompt: Prompt | None = None, name: str = "", **truth: object
+    ) -> Item:
         number = len(self.items)
         language = prompt.language if prompt else "xx"
         stem = name or (Path(prompt.file).stem if prompt else kind)
@@ -244,7 +262,8 @@ class Builder:
         for gain in (1.5, 2, 3, 4, 6, 8, 12, 20):
             prompt = self.prompt()
             clipped = np.clip(prompt.samples / np.abs(prompt.samples).max() * gain, -1, 32767 / 32768)
-            self.add(encode(clipped, RATE, "wav"), "wav", "clipped", prompt)
+            share = round(float((np.abs(clipped) >= 32767 / 32768).mean()), 4)
+            self.add(encode(clipped, RATE, "wav"), "wav", "clipped", prompt, clipped_share=share)
         for offset in (0.05, -0.1, 0.2, -0.3):
             prompt = self.prompt()
             self.add(encode(prompt.samples * 0.6 + offset, RATE, "wav"), "wav", "dc", prompt)
@@ -334,9 +353,14 @@ def write_tsv(path: Path, header: tuple[str, ...], rows: list) -> None:
 def stamp_of(seed: int) -> str:
     """What the corpus is made of: this program, the prompts and the seed."""
     digest = hashlib.sha256(f"{seed}\n".encode() + Path(__file__).read_bytes())
-    for path in sorted((HERE / "speech").rglob("*.flac")):
-        digest.update(path.read_bytes())
+    for path in sorted(p for p in (HERE / "speech").rglob("*") if p.is_file()):
+        digest.update(path.relative_to(HERE).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def stamp_text(digest: str, truth: Path) -> str:
+    """The stamp also holds the truth table's checksum: it lies outside of what is renamed into place as a whole."""
+    return f"{digest} {hashlib.sha256(truth.read_bytes()).hexdigest()}\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -347,7 +371,7 @@ def main(arguments: list[str] | None = None) -> int:
     out: Path = options.out
     truth, stamp = out.with_name("truth.tsv"), out / ".stamp"
     digest = stamp_of(options.seed)
-    if stamp.is_file() and stamp.read_text() == digest and truth.is_file():
+    if stamp.is_file() and truth.is_file() and stamp.read_text() == stamp_text(digest, truth):
         print(f"{out}: up to date")
         return 0
     print(f"{out}: building (seed {options.seed})", flush=True)
@@ -356,7 +380,7 @@ def main(arguments: list[str] | None = None) -> int:
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     write(items, building, truth)
-    (building / ".stamp").write_text(digest)
+    (building / ".stamp").write_text(stamp_text(digest, truth))
     shutil.rmtree(out, ignore_errors=True)
     building.rename(out)
     kinds: dict[str, int] = {}

@@ -32,22 +32,8 @@ def main(unpacked: Path, out: Path) -> None:
         for path in sorted(folder.glob("*.g722")):
             if "-" not in path.stem or PASSED_OVER.match(path.stem):
                 continue
-            command = [
-                "ffmpeg",
-                "-v",
-                "error",
-                "-f",
-                "g722",
-                "-i",
-                path,
-                "-f",
-                "s16le",
-                "-ar",
-                str(RATE),
-                "-ac",
-                "1",
-                "-",
-            ]
+            decode, to_pcm = "ffmpeg -v error -f g722 -i", f"-f s16le -ar {RATE} -ac 1 -"
+            command = [*decode.split(), str(path), *to_pcm.split()]
             samples = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, np.int16)
             digest = hashlib.sha256(samples.tobytes()).hexdigest()
             if SECONDS[0] <= len(samples) / RATE <= SECONDS[1] and digest not in seen:
@@ -63,4 +49,6 @@ def main(unpacked: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+        sys.exit(f"usage: {sys.argv[0]} FOLDER, where the two Debian packages are unpacked")
     main(Path(sys.argv[1]), Path(__file__).parent / "speech")

@@ -7,6 +7,7 @@ those of `silero_vad.get_speech_timestamps`; probabilities agree to rounding.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import itertools
 from dataclasses import dataclass
@@ -35,9 +36,10 @@ def _weights() -> dict[str, torch.Tensor]:
     path = Path(spec.origin).parent / "data" / "silero_vad.jit"
     if not path.is_file() or (digest := sha256_file(path)) not in KNOWN_NETWORKS:
         found = digest if path.is_file() else "no such file"
+        version = importlib.metadata.version("silero-vad")
         raise SpeechmillError(
-            f"{path}: not a known Silero VAD network (sha256 {found}); "
-            f"install one of silero-vad {', '.join(sorted(set(KNOWN_NETWORKS.values())))}"
+            f"silero-vad {version}: {path} is not a known Silero VAD network (sha256 {found}); "
+            f"pip install silero-vad=={max(KNOWN_NETWORKS.values())}"
         )
     state = torch.jit.load(str(path), map_location="cpu").state_dict()
     return {name.removeprefix("_model."): value.float() for name, value in state.items() if name.startswith("_model.")}

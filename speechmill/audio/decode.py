@@ -2,7 +2,8 @@
 
 Whatever libsndfile reads is read (WAV, FLAC, MP3, Ogg Vorbis and Opus, AIFF, AU, CAF, W64, NIST Sphere, ...).
 libsndfile makes do in silence with files that were cut short, so the promises of the containers that carry
-speech are checked here. PAF, PVF, IRCAM and the like promise no length; a cut in these cannot be seen.
+speech are checked here. A cut is not seen in streamed files (without a size in the header) and in the formats of
+samplers and laboratories (AVR, IRCAM, MAT, MPC, PAF, PVF, VOC, WVE, XI).
 """
 
 from __future__ import annotations
@@ -99,6 +100,19 @@ class _Stream(soundfile.SoundFile):
         return False
 
 
+class _Bytes(io.BytesIO):
+    """Bytes that stay where they are when a damaged file sends libsndfile to before their start.
+
+    It notices; an exception in its callback would only be printed.
+    """
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
+
+
 @dataclass(frozen=True)
 class _Mpeg:
     """MPEG frames found by walking from header to header."""
@@ -133,7 +147,7 @@ def read_header(data: bytes | Path) -> Header:
             whole = not handle.read(1)
     else:
         encoded, whole = data, True
-        with _open_stream(io.BytesIO(data), data) as stream:
+        with _open_stream(_Bytes(data), data) as stream:
             header = _header(stream)
     if header.codec.startswith("MP3/"):
         mpeg = _walk_mpeg(encoded)
@@ -152,14 +166,18 @@ def decode(data: bytes | Path, limits: DecodeLimits) -> Decoded:
         ClipRejection: duration_s, where the header or the stream itself is longer than allowed.
     """
     encoded = _read_bytes(data, limits.max_bytes)
-    stream = _open_stream(io.BytesIO(encoded), encoded)
+    try:
+        stream = _open_stream(_Bytes(_with_open_end(encoded)), encoded)
+    except ClipError:
+        _check_container(encoded)  # a cut in the header is a cut, too
+        raise
     mpeg = _walk_mpeg(encoded) if stream.format == "MP3" else None
     if mpeg is not None:
         _check_mpeg(mpeg)
         if not mpeg.counted and mpeg.layer == 3:
             # libmpg123 would guess the length from the first frame, and stop there.
             stream.close()
-            stream = _open_stream(io.BytesIO(_count_frame(encoded, mpeg) + encoded[mpeg.first :]), encoded)
+            stream = _open_stream(_Bytes(_count_frame(encoded, mpeg) + encoded[mpeg.first :]), encoded)
     with stream:
         header = _header(stream)
         _check_header(header, limits)
@@ -263,9 +281,8 @@ def _read_mono(stream: soundfile.SoundFile, max_seconds: float) -> np.ndarray:
         try:
             block = stream.read(size, dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, RuntimeError) as error:
-            raise ClipError(
-                "truncated", f"the stream breaks off after {total / rate:.2f} s: {_detail(error)}"
-            ) from None
+            message = f"the stream ends or is damaged after {total / rate:.2f} s: {_detail(error)}"
+            raise ClipError("truncated", message) from None
         if len(block) == 0:
             return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
         _check_values(block, total, rate)
@@ -306,7 +323,7 @@ def _check_container(encoded: bytes) -> None:
 def _promised_bytes(encoded: bytes) -> tuple[int, int] | None:
     """Bytes of samples that the container promises, and bytes that are there; None where it does not say."""
     magic = encoded[:4]
-    if magic in (b".snd", b"dns."):
+    if magic in (b".snd", b"dns.") and len(encoded) >= 12:
         start, size = struct.unpack_from(">II" if magic == b".snd" else "<II", encoded, 4)
         return size, len(encoded) - start
     if magic not in CHUNKED:
@@ -330,6 +347,17 @@ def _promised_bytes(encoded: bytes) -> tuple[int, int] | None:
             return size, len(encoded) - body
         at = body + size + -size % align
     return None
+
+
+def _with_open_end(encoded: bytes) -> bytes:
+    """A WAV that was written to a pipe may say that it holds 0 bytes of samples; libsndfile would believe it."""
+    if encoded[:4] != b"RIFF" or (found := _promised_bytes(encoded)) is None or found[0] != 0 or found[1] < 8:
+        return encoded
+    body = len(encoded) - found[1]
+    name, size = struct.unpack_from("<4sI", encoded, body)
+    if name.strip().isalnum() and body + 8 + size <= len(encoded):
+        return encoded  # it is empty: another chunk follows
+    return encoded[: body - 4] + b"\xff\xff\xff\xff" + encoded[body:]
 
 
 def _check_ogg(encoded: bytes) -> None:

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import torch
 
+from speechmill.errors import SpeechmillError
+
 LEVELS_DB = {"none": 0.0, "light": 6.0, "moderate": 12.0, "aggressive": 20.0}
 
 
@@ -30,6 +32,7 @@ def load_enhancer(name: str, device: str) -> Enhancer | None:
     """The enhancer that a configuration names; None for `none`.
 
     Without the pyrnnoise package the spectral gate takes RNNoise's place: with a warning, and under its own name.
+    Raises SpeechmillError for a name that is not known. Both built-in enhancers find the device in their input.
     """
     if name == "none":
         return None
@@ -41,6 +44,8 @@ def load_enhancer(name: str, device: str) -> Enhancer | None:
         logging.getLogger(__name__).warning(
             "pyrnnoise is not installed: the spectral gate takes the place of RNNoise (pip install pyrnnoise)"
         )
+    elif name != "spectral_gate":
+        raise SpeechmillError(f"enhancer {name!r} is not known; there are rnnoise, spectral_gate and none")
     from speechmill.enhance.spectral_gate import SpectralGate
 
     return SpectralGate()

@@ -8,7 +8,8 @@ original stays unless all of these hold, each measured on the clip alone:
 * `input_snr_db`: the input is noisy enough that removing noise outweighs the damage;
 * `speech_kept`: what was speech before is speech afterwards, to the same voice activity detector;
 * `noise_removed_db`: in the pauses the denoiser removes nearly all that its level allows. A background that it only
-  dims is one that it takes for speech in part (babble), and then it dims speech as well.
+  dims is one that it takes for speech in part (babble), and then it dims speech as well. A clip without pauses
+  shows nothing of this and has to be noisier.
 
 DNSMOS P.808 of both variants was tried as a fourth criterion: it improved no decision.
 """
@@ -51,14 +52,15 @@ class GuardThresholds:
     """Bounds of the rule: chosen on English prompts in noise, checked on Spanish ones."""
 
     clean_enough_db: float = 18.0
+    clean_enough_without_pauses_db: float = 10.0
     speech_kept: float = 0.8
-    noise_removed_db: float = 8.0
+    noise_removed_db: float = 7.9
 
     @classmethod
     def for_level(cls, level: str) -> GuardThresholds:
         """The bounds at an attenuation limit, which itself bounds what can be removed from a pause."""
         share = 10 ** (-LEVELS_DB[level] / 20)
-        return cls(noise_removed_db=round(-20 * math.log10(share + (1 - share) * FULLY_REMOVED), 1))
+        return cls(noise_removed_db=round(abs(20 * math.log10(share + (1 - share) * FULLY_REMOVED)), 1))
 
 
 @dataclass(frozen=True)
@@ -70,18 +72,21 @@ class Decision:
 
 
 def choose_variant(evidence: GuardEvidence, thresholds: GuardThresholds = GuardThresholds()) -> Decision:
-    """Apply the rule. Without a measured SNR the original stays; without pauses their criterion is skipped."""
+    """Apply the rule. What was not measured speaks for the original."""
     snr, kept, removed = evidence.input_snr_db, evidence.speech_kept, evidence.noise_removed_db
+    limit = thresholds.clean_enough_db
     if not math.isfinite(snr):
         return Decision("original", "not measured: input_snr_db")
-    if snr >= thresholds.clean_enough_db:
-        return Decision("original", f"clean enough: input_snr_db {snr:.1f} >= {thresholds.clean_enough_db:g}")
+    if snr >= limit:
+        return Decision("original", f"clean enough: input_snr_db {snr:.1f} >= {limit:g}")
+    if math.isnan(removed) and snr >= (limit := thresholds.clean_enough_without_pauses_db):
+        return Decision("original", f"no pauses to judge by: input_snr_db {snr:.1f} >= {limit:g}")
     if kept < thresholds.speech_kept:
         return Decision("original", f"speech lost: speech_kept {kept:.2f} < {thresholds.speech_kept:g}")
     if removed < thresholds.noise_removed_db:
         bound = thresholds.noise_removed_db
         return Decision("original", f"noise not recognised: noise_removed_db {removed:.1f} < {bound:g}")
-    return Decision("enhanced", f"noisy: input_snr_db {snr:.1f} < {thresholds.clean_enough_db:g}")
+    return Decision("enhanced", f"noisy: input_snr_db {snr:.1f} < {limit:g}")
 
 
 def measure_evidence(

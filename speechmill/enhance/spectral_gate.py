@@ -1,6 +1,7 @@
 """A spectral gate without recursion: a noise floor per frequency and clip, and a smoothed Wiener-like gain.
 
 It needs no weights. It beats common gates on stationary noise and cannot touch babble or clicks; RNNoise is better.
+Frames are 32 ms and hops 8 ms at any rate, so the size of the FFT is the rate times 0.032.
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ GAIN_SMOOTHING = (5, 9)
 
 
 class SpectralGate:
-    """The gate as an `Enhancer`; frames of 32 ms, hop 8 ms, masked so that padding touches nothing."""
+    """The gate as an `Enhancer`; masked, so that padding touches nothing.
+
+    rate: Hz of what it takes and gives, 8,000 or more. The default passes everything that RNNoise passes.
+    """
 
     name = "spectral_gate"
     version = "1"
-    native_rate = 16_000
     weights_sha256: str | None = None
-    window_size = 512
-    hop = 128
+
+    def __init__(self, rate: int = 48_000):
+        self.native_rate = rate
+        self.hop = round(rate * 0.008)
+        self.window_size = 4 * self.hop
 
     @torch.inference_mode()
     def __call__(self, batch: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -44,9 +50,16 @@ class SpectralGate:
     def _gain(self, power: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
         """(B, F, T) power, (B, T) valid frames -> gain (B, F, T)."""
         smooth = _masked_mean(power, frames, POWER_SMOOTHING)
-        noise = torch.nanquantile(
-            torch.where(frames[:, None], smooth, torch.nan), NOISE_QUANTILE, dim=2, keepdim=True
-        ).nan_to_num()
+        # Clip by clip: torch.quantile takes no more than 16 million values.
+        counts = frames.sum(1).tolist()
+        noise = torch.stack(
+            [
+                row[:, :count].kthvalue(1 + int(NOISE_QUANTILE * (count - 1)), dim=1).values
+                if count
+                else row.new_zeros(len(row))
+                for row, count in zip(smooth, counts, strict=True)
+            ]
+        )[..., None]
         excess = (smooth / (NOISE_BIAS * noise + 1e-10) - OVERSUBTRACTION).clamp_min(0)
         gain = _masked_mean(excess / (excess + OVERSUBTRACTION), frames, GAIN_SMOOTHING)
         return gain.clamp_min(10 ** (FLOOR_DB / 20))
@@ -54,8 +67,10 @@ class SpectralGate:
 
 def _masked_mean(values: torch.Tensor, frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Mean over a box of bins and valid frames around each point of (B, F, T)."""
-    mask = frames[:, None].expand_as(values).to(values.dtype)
+    mask = frames.to(values.dtype)
     margin = (size[0] // 2, size[1] // 2)
-    total = functional.avg_pool2d((values * mask)[:, None], size, 1, margin)[:, 0]
-    weight = functional.avg_pool2d(mask[:, None], size, 1, margin)[:, 0]
-    return total / weight.clamp_min(1e-6)
+    total = functional.avg_pool2d((values * mask[:, None])[:, None], size, 1, margin)[:, 0]
+    # The share of the box that counts is that of its frames times that of its bins.
+    in_time = functional.avg_pool1d(mask[:, None], size[1], 1, margin[1])
+    in_frequency = functional.avg_pool1d(mask.new_ones(1, 1, values.shape[1]), size[0], 1, margin[0])
+    return total / (in_frequency.transpose(1, 2) * in_time).clamp_min(1e-6)

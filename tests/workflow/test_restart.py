@@ -63,7 +63,7 @@ def test_a_changed_threshold_ranks_and_publishes_without_touching_audio(finished
     assert again.jobs["rank"] == 3
     assert run.hashes("enhanced", "scores", "ledger") == audio
     assert read_json(run.results / "report" / "summary.json")["clips"]["accepted"] == 0
-    assert read_json(run.results / "published" / "UPLOADED.json")["clips"] == 0
+    assert read_json(run.results / "published" / "UPLOADED.json")["accepted"] == 0
 
 
 def test_a_lost_clip_stops_the_run(finished, tmp_path):
