@@ -15,30 +15,18 @@ import re
 import stat
 import struct
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
+from speechmill.audio.containers import check_container, with_open_end
+from speechmill.audio.mpeg import check_mpeg, count_frame, walk_mpeg
 from speechmill.errors import ClipError, ClipRejection
 
 BLOCK_SAMPLES = 1 << 16  # samples (frames x channels) decoded at a time
 ABSURD = 1e4  # full scales; a float file beyond is not audio
 MPEG_WALK_BYTES = 1 << 26  # of an MP3 that does not say its length, read to find it
-MAX_CHUNKS = 10_000
-# Sizes that writers to a pipe leave, because they cannot go back: ffmpeg, GStreamer, arecord, sox.
-STREAMED = {0, 0xFFFFFFFF, 0xFFFFFFFF - 36, 0x7FFFFFFF, 0x7FFFFFFF - 36, 0x80000000, 0x7FFFF000, 2**64 - 1}
-
-# magic: (offset of the first chunk, layout of a chunk's name and size, chunk that holds the samples, alignment).
-CHUNKED = {
-    b"RIFF": (12, "<4sI", b"data", 2),
-    b"RIFX": (12, ">4sI", b"data", 2),
-    b"RF64": (12, "<4sI", b"data", 2),
-    b"FORM": (12, ">4sI", b"SSND", 2),
-    b"caff": (8, ">4sq", b"", 1),  # compressed samples need the table behind them, too: all chunks are checked
-    b"riff": (40, "<16sQ", bytes.fromhex("64617461f3acd3118cd100c04f8edb8a"), 8),  # Sony Wave64
-}
 LOOKS_LIKE = (  # offset, bytes, what a person calls it
     (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
     (4, b"ftyp", "MP4/M4A, which libsndfile does not read: convert it to FLAC"),
@@ -113,19 +101,6 @@ class _Bytes(io.BytesIO):
             return self.tell()
 
 
-@dataclass(frozen=True)
-class _Mpeg:
-    """MPEG frames found by walking from header to header."""
-
-    first: int  # offset of the first frame
-    found: int  # whole frames, without one that only holds the count
-    promised: int | None  # frames by a Xing, Info or VBRI header
-    counted: bool  # whether libmpg123 knows the promised count (it does not read VBRI)
-    samples: int  # of one frame, per channel
-    layer: int
-    cut: bool  # the last frame is not all there
-
-
 def read_header(data: bytes | Path) -> Header:
     """Read the header alone; the stream is not decoded.
 
@@ -150,7 +125,7 @@ def read_header(data: bytes | Path) -> Header:
         with _open_stream(_Bytes(data), data) as stream:
             header = _header(stream)
     if header.codec.startswith("MP3/"):
-        mpeg = _walk_mpeg(encoded)
+        mpeg = walk_mpeg(encoded)
         if mpeg is not None and not mpeg.counted:
             seconds = mpeg.found * mpeg.samples / header.sampling_rate if whole else None
             return Header(seconds, header.sampling_rate, header.channels, header.codec)
@@ -167,21 +142,21 @@ def decode(data: bytes | Path, limits: DecodeLimits) -> Decoded:
     """
     encoded = _read_bytes(data, limits.max_bytes)
     try:
-        stream = _open_stream(_Bytes(_with_open_end(encoded)), encoded)
+        stream = _open_stream(_Bytes(with_open_end(encoded)), encoded)
     except ClipError:
-        _check_container(encoded)  # a cut in the header is a cut, too
+        check_container(encoded)  # a cut in the header is a cut, too
         raise
-    mpeg = _walk_mpeg(encoded) if stream.format == "MP3" else None
+    mpeg = walk_mpeg(encoded) if stream.format == "MP3" else None
     if mpeg is not None:
-        _check_mpeg(mpeg)
+        check_mpeg(mpeg)
         if not mpeg.counted and mpeg.layer == 3:
             # libmpg123 would guess the length from the first frame, and stop there.
             stream.close()
-            stream = _open_stream(_Bytes(_count_frame(encoded, mpeg) + encoded[mpeg.first :]), encoded)
+            stream = _open_stream(_Bytes(count_frame(encoded, mpeg) + encoded[mpeg.first :]), encoded)
     with stream:
         header = _header(stream)
         _check_header(header, limits)
-        _check_container(encoded)
+        check_container(encoded)
         samples = _read_mono(stream, limits.max_seconds)
         guessed = header.duration is None or ("MPEG_LAYER" in stream.subtype and (mpeg is None or mpeg.layer != 3))
         expected = 0 if guessed else stream.frames
@@ -308,172 +283,3 @@ def _check_values(block: np.ndarray, offset: int, rate: int) -> None:
         raise ClipError("non_finite", f"the sample at {at / rate:.3f} s is NaN or infinite")
     if peak > ABSURD:
         raise ClipError("out_of_range", f"a sample is {peak:.3g} times full scale")
-
-
-def _check_container(encoded: bytes) -> None:
-    """Say so where the container promises more than is there."""
-    if encoded[:4] == b"OggS":
-        _check_ogg(encoded)
-    elif (found := _promised_bytes(encoded)) is not None:
-        promised, there = found
-        if promised not in STREAMED and promised > there:
-            raise ClipError("truncated", f"{there} of {promised} bytes of samples are there")
-
-
-def _promised_bytes(encoded: bytes) -> tuple[int, int] | None:
-    """Bytes of samples that the container promises, and bytes that are there; None where it does not say."""
-    magic = encoded[:4]
-    if magic in (b".snd", b"dns.") and len(encoded) >= 12:
-        start, size = struct.unpack_from(">II" if magic == b".snd" else "<II", encoded, 4)
-        return size, len(encoded) - start
-    if magic not in CHUNKED:
-        return None
-    at, layout, samples, align = CHUNKED[magic]
-    head = struct.calcsize(layout)
-    wide = 0
-    for _ in range(MAX_CHUNKS):
-        if at + head > len(encoded):
-            return None
-        name, size = struct.unpack_from(layout, encoded, at)
-        size -= head if magic == b"riff" else 0  # Wave64 counts the chunk's own header
-        body = at + head
-        if size < 0:
-            return None
-        if name == b"ds64" and body + 16 <= len(encoded):
-            wide = struct.unpack_from("<Q", encoded, body + 8)[0]
-        if name == samples and size == 0xFFFFFFFF and magic == b"RF64":
-            size = wide
-        if name == samples or body + size > len(encoded):
-            return size, len(encoded) - body
-        at = body + size + -size % align
-    return None
-
-
-def _with_open_end(encoded: bytes) -> bytes:
-    """A WAV that was written to a pipe may say that it holds 0 bytes of samples; libsndfile would believe it."""
-    if encoded[:4] != b"RIFF" or (found := _promised_bytes(encoded)) is None or found[0] != 0 or found[1] < 8:
-        return encoded
-    body = len(encoded) - found[1]
-    name, size = struct.unpack_from("<4sI", encoded, body)
-    if name.strip().isalnum() and body + 8 + size <= len(encoded):
-        return encoded  # it is empty: another chunk follows
-    return encoded[: body - 4] + b"\xff\xff\xff\xff" + encoded[body:]
-
-
-def _check_ogg(encoded: bytes) -> None:
-    """An Ogg stream is whole if its pages follow each other to one that is marked as the last (RFC 3533)."""
-    at, flags = 0, 0
-    while encoded[at : at + 4] == b"OggS" and at + 27 <= len(encoded):
-        if flags & 4 and encoded[at + 5] & 2:
-            raise ClipError("unreadable", "several Ogg streams in a row, of which libsndfile reads only the first")
-        flags = encoded[at + 5]
-        segments = encoded[at + 26]
-        at += 27 + segments + sum(encoded[at + 27 : at + 27 + segments])
-    if at > len(encoded) or not flags & 4:
-        raise ClipError("truncated", f"the Ogg stream breaks off at byte {min(at, len(encoded))}, before its last page")
-
-
-# Bit rates in kbit/s by (MPEG 1?, layer), and sampling rates of MPEG 1 in Hz (ISO 11172-3, 13818-3).
-_LOW = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
-MPEG_KBITS = {
-    (True, 1): tuple(range(32, 449, 32)),
-    (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-    (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    (False, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-    (False, 2): _LOW,
-    (False, 3): _LOW,
-}
-MPEG_RATES = (44_100, 48_000, 32_000)
-MPEG_COUNT_KBITS = 9  # index of a bit rate whose frames have room for a count, at every sampling rate
-
-
-@cache
-def _mpeg_frame(second: int, third: int) -> tuple[int, int, int] | None:
-    """Bytes, samples and layer of the frame whose header has these bytes; None where they are no header."""
-    version, layer = second >> 3 & 3, 4 - (second >> 1 & 3)
-    kbits, rate = third >> 4, third >> 2 & 3
-    if second & 0xE0 != 0xE0 or version == 1 or layer == 4 or kbits in (0, 15) or rate == 3:
-        return None
-    first = version == 3
-    hertz = MPEG_RATES[rate] >> {3: 0, 2: 1, 0: 2}[version]
-    samples = {1: 384, 2: 1152, 3: 1152 if first else 576}[layer]
-    slot = 4 if layer == 1 else 1
-    units = samples // 8 // slot * MPEG_KBITS[first, layer][kbits - 1] * 1000 // hertz
-    return (units + (third >> 1 & 1)) * slot, samples, layer
-
-
-def _walk_mpeg(encoded: bytes) -> _Mpeg | None:
-    """Count the frames. None where no two frames follow each other (free format, or no MPEG at all)."""
-    at = 0
-    while encoded[at : at + 3] == b"ID3" and at + 10 <= len(encoded):  # tag: 7 bits of its size per byte
-        a, b, c, d = encoded[at + 6 : at + 10]
-        at += 10 + (a << 21 | b << 14 | c << 7 | d) + (10 if encoded[at + 5] & 0x10 else 0)
-    first = _next_frame(encoded, at, None)
-    if first is None:
-        return None
-    kind = _kind(encoded, first)
-    _, samples, layer = _frame_at(encoded, first) or (0, 0, 0)
-    found, at, synced, cut = 0, first, True, False
-    while at + 4 <= len(encoded):
-        frame = _frame_at(encoded, at) if _kind(encoded, at) == kind else None
-        if frame is None:
-            following = _next_frame(encoded, at + 1, kind)
-            if following is None:
-                break
-            at, synced = following, False
-            continue
-        if at + frame[0] > len(encoded):
-            cut = synced
-            break
-        found, at, synced = found + 1, at + frame[0], True
-    promised, counted = None, False
-    start = encoded[first : first + 64]
-    for tag in (b"Xing", b"Info"):
-        if (place := start.find(tag, 4)) > 0 and first + place + 12 <= len(encoded):
-            flags, count = struct.unpack_from(">II", encoded, first + place + 4)
-            if flags & 1:
-                promised, counted, found = count, True, max(found - 1, 0)
-    if start[36:40] == b"VBRI" and first + 54 <= len(encoded):
-        promised = struct.unpack_from(">I", encoded, first + 50)[0]
-    return _Mpeg(first, found, promised, counted, samples, layer, cut)
-
-
-def _kind(encoded: bytes, at: int) -> tuple[int, int, int]:
-    """What all frames of a stream share: sync, version and layer, sampling rate."""
-    return encoded[at], encoded[at + 1] & 0xFE, encoded[at + 2] & 0x0C
-
-
-def _frame_at(encoded: bytes, at: int) -> tuple[int, int, int] | None:
-    return _mpeg_frame(encoded[at + 1], encoded[at + 2]) if encoded[at] == 0xFF else None
-
-
-def _next_frame(encoded: bytes, at: int, kind: tuple[int, int, int] | None) -> int | None:
-    """The next frame (of a kind) that another one of its kind follows."""
-    while (at := encoded.find(b"\xff", at)) >= 0 and at + 4 <= len(encoded):
-        frame = _frame_at(encoded, at)
-        if frame is not None and (kind is None or _kind(encoded, at) == kind):
-            then = at + frame[0]
-            if then + 4 <= len(encoded) and _kind(encoded, then) == _kind(encoded, at):
-                return at
-        at += 1
-    return None
-
-
-def _check_mpeg(mpeg: _Mpeg) -> None:
-    # Some encoders count the frame that holds the count.
-    if mpeg.promised is not None and mpeg.found + 1 < mpeg.promised:
-        raise ClipError("truncated", f"{mpeg.found} of {mpeg.promised} MPEG frames are there")
-    if mpeg.cut:
-        raise ClipError("truncated", f"the stream breaks off inside its MPEG frame {mpeg.found + 1}")
-
-
-def _count_frame(encoded: bytes, mpeg: _Mpeg) -> bytes:
-    """A silent frame with a Xing header that tells libmpg123 how many frames follow."""
-    second, third, fourth = encoded[mpeg.first + 1 : mpeg.first + 4]
-    second, third = second | 1, MPEG_COUNT_KBITS << 4 | third & 0x0C  # without checksum and padding
-    size = (_mpeg_frame(second, third) or (0,))[0]
-    mono = fourth >> 6 == 3
-    side = (17 if mono else 32) if mpeg.samples == 1152 else (9 if mono else 17)
-    return (bytes([0xFF, second, third, fourth]) + bytes(side) + struct.pack(">4sII", b"Xing", 1, mpeg.found)).ljust(
-        size, b"\0"
-    )

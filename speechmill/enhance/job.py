@@ -24,7 +24,7 @@ from speechmill.audio.loudness import integrated_loudness, normalization_gain_db
 from speechmill.audio.resample import resample
 from speechmill.engine import isolate, length_batches, pad
 from speechmill.enhance import Enhancer, limit_attenuation, load_enhancer
-from speechmill.enhance.guard import Decision, GuardEvidence, choose_variant, measure_evidence
+from speechmill.enhance.guard import Decision, GuardEvidence, GuardThresholds, choose_variant, measure_evidence
 from speechmill.errors import ClipError, ClipRejection
 from speechmill.files import sha256_json
 from speechmill.manifest import read_batch
@@ -175,7 +175,8 @@ class Processor:
             evidence = self._evidence(clips, denoised, batch, lengths, probabilities)
             removed = np.array([item.removed_db for item in evidence])
             if self.settings["guard"]:
-                decisions = [choose_variant(item) for item in evidence]
+                thresholds = GuardThresholds.for_level(self.settings["level"])
+                decisions = [choose_variant(item, thresholds) for item in evidence]
             else:
                 decisions = [Decision("enhanced", "guard off")] * len(clips)
             for i, decision in enumerate(decisions):
