@@ -26,6 +26,10 @@ include: "rules/report.smk"
 include: "rules/publish.smk"
 
 
+onstart:
+    check_paths()
+
+
 localrules:
     all,
     preflight,

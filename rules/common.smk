@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
-from snakemake.logging import logger
 
 sys.path.insert(0, workflow.basedir)
 
@@ -39,13 +38,16 @@ def dataset_config():
 
 @plain_errors
 def check_config():
-    """Complete and validate the configuration in place; a dry run may name paths that are not there yet."""
+    """Complete and validate the configuration in place."""
     config.update(validate_config(config, CONFIG_DIR))
-    problems = missing_paths(config, CONFIG_DIR) if workflow.is_main_process else []
-    for problem in problems:
-        logger.warning(f"not there yet: {problem}" if workflow.dryrun else problem)
-    if problems and not workflow.dryrun:
-        raise SpeechmillError("the run cannot start:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+@plain_errors
+def check_paths():
+    """Before the first job, but neither for a dry run nor for --lint: there, paths need not be there yet."""
+    problems = missing_paths(config, CONFIG_DIR)
+    if problems:
+        raise SpeechmillError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
 
 def run_file(path):

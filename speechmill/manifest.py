@@ -48,6 +48,7 @@ def describe_source(source: Source, config: dict[str, Any], checksums: Path) -> 
         "license": section["license"],
         "attribution": section["attribution"],
         "bytes": sum(f.size for f in listing.files),
+        "metadata_sha256": sha256_file(section["metadata"]) if section["metadata"] else None,
         "files": files,
         "notes": listing.notes,
     }

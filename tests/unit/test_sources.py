@@ -112,7 +112,7 @@ def test_metadata_is_joined_by_path(folder, suffix):
         mark = "\t" if suffix == "tsv" else ","
         cell = (lambda v: v) if suffix == "tsv" else (lambda v: '"' + v.replace('"', '""') + '"')
         file.write_text("\n".join(mark.join(map(cell, r)) for r in [list(rows[0]), *(r.values() for r in rows)]) + "\n")
-    _, tables, notes = run(make(folder, metadata=str(file), language="und", license="CC0-1.0"), folder)
+    described, tables, notes = run(make(folder, metadata=str(file), language="und", license="CC0-1.0"), folder)
     clips = {row["source_file"]: row for table in tables.values() for row in table.to_pylist()}
     first = clips["a.wav"]
     assert (first["text"], first["language"], first["speaker_id"]) == ('he said "so', "en", "s1")
@@ -120,6 +120,10 @@ def test_metadata_is_joined_by_path(folder, suffix):
     assert clips["ย่อย โฟลเดอร์/เสียง ไทย.flac"]["text"] == "สวัสดีครับ"
     assert (clips["c.wav"]["text"], clips["c.wav"]["language"]) == (None, "und")
     assert any("1 metadata rows name no file" in note for note in notes)
+    file.write_text(file.read_text().replace("en", "fr"))
+    changed, again, _ = run(make(folder, metadata=str(file), license="CC0-1.0"), folder)
+    assert changed["metadata_sha256"] != described["metadata_sha256"]
+    assert again["clips-00000"]["language"][0].as_py() == "fr"
     assert any("1 files have no metadata row" in note for note in notes)
     assert any("unusable" in note for note in notes) == (suffix == "jsonl")
 
