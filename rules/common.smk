@@ -83,7 +83,8 @@ def source_state(wildcards):
     return source_fingerprint()
 
 
-def ranking_profile(wildcards):
+@plain_errors
+def ranking_profile():
     return profile_path(config, CONFIG_DIR).as_posix()
 
 

@@ -19,7 +19,7 @@ rule duplicates:
 rule profile:
     input:
         preflight=run_file("preflight.json"),
-        profile=ranking_profile,
+        profile=ranking_profile(),
     output:
         profile=run_file("ranking/profile.json"),
     log:
