@@ -22,7 +22,7 @@ from speechmill.audio.decode import Decoded, DecodeLimits, decode
 from speechmill.audio.encode import encode_flac
 from speechmill.audio.loudness import integrated_loudness, normalization_gain_db, true_peak_dbtp
 from speechmill.audio.resample import resample
-from speechmill.engine import isolate, length_batches, pad
+from speechmill.engine import is_machine_fault, isolate, length_batches, pad
 from speechmill.enhance import Enhancer, limit_attenuation, load_enhancer
 from speechmill.enhance.guard import Decision, GuardEvidence, GuardThresholds, choose_variant, measure_evidence
 from speechmill.errors import ClipError, ClipRejection
@@ -90,11 +90,18 @@ class Processor:
         if isinstance(data, ClipError):
             return data
         try:
-            decoded = decode(data, self.limits)
+            return self._load(row, data)
         except (ClipError, ClipRejection) as error:
             return error
+        except Exception as error:
+            if is_machine_fault(error):
+                raise
+            return ClipError("decode_failed", f"{type(error).__name__}: {error}")
+
+    def _load(self, row: dict[str, Any], data: bytes | Path) -> Clip:
+        decoded = decode(data, self.limits)
         if isinstance(data, Path) and row["sha256"] not in (None, decoded.input_sha256):
-            return ClipError("changed", "the file was changed after it was listed; run again to list it anew")
+            raise ClipError("changed", "the file was changed after it was listed; run again to list it anew")
         samples = decoded.samples
         measured = {
             "input_clip_ratio": clip_ratio(samples),

@@ -13,7 +13,11 @@ CONFIG = Path(__file__).parents[2] / "config"
 
 def make(tmp_path, **changes):
     (tmp_path / "corpus").mkdir(exist_ok=True)
-    base = {"dataset": "x", "source": {"kind": "folder", "path": str(tmp_path / "corpus")}, "score": {"metrics": ["signal"]}}
+    base = {
+        "dataset": "x",
+        "source": {"kind": "folder", "path": str(tmp_path / "corpus")},
+        "score": {"metrics": ["signal"]},
+    }
     return validate_config(base | changes, CONFIG)
 
 

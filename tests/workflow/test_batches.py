@@ -64,7 +64,7 @@ def corpus(tmp_path_factory):
 
 def test_a_clip_alone_and_in_a_batch_of_64(corpus, tmp_path):
     shard, scores = enhanced_and_scored(corpus, tmp_path / "together", "full", 2000)
-    names = [*sorted(shard)[::len(shard) // ALONE][:ALONE], "05.wav"]
+    names = [*sorted(shard)[:: len(shard) // ALONE][:ALONE], "05.wav"]
     alone = tmp_path / "some"
     alone.mkdir()
     for name in set(names):

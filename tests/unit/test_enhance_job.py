@@ -1,0 +1,122 @@
+"""The enhance job on real clips: one bad clip costs only itself, a machine's fault stops the job."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+import speechmill.enhance.job as job
+from speechmill.audio.encode import decode_flac
+from speechmill.config import validate_config
+from speechmill.manifest import build_manifest, describe_source, read_batches
+from speechmill.metrics import all_metrics
+from speechmill.shards import ENHANCED
+from speechmill.sources import open_source
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = sorted((ROOT / "demo" / "speech").rglob("*.flac"))
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    random = np.random.default_rng(2)
+    for number, prompt in enumerate(PROMPTS[:4]):
+        samples, rate = soundfile.read(prompt)
+        if number == 1:
+            samples = samples + random.normal(0, np.sqrt(np.mean(samples**2)), len(samples))
+        soundfile.write(folder / f"{number}.wav", np.clip(samples, -1, 1), rate, subtype="PCM_16")
+    return folder
+
+
+def run(tmp_path, corpus, **enhance):
+    """The rows of the shard and of the ledger, by source file."""
+    source_section = {"kind": "folder", "path": str(corpus)}
+    config = validate_config({"dataset": "x", "source": source_section, "enhance": enhance}, ROOT / "config")
+    source = open_source(config)
+    build_manifest(source, describe_source(source, config, tmp_path / "sums"), config, tmp_path / "manifest")
+    (batch,) = read_batches(tmp_path / "manifest" / "batches.tsv")
+    shard, ledger = tmp_path / "shard.parquet", tmp_path / "ledger.parquet"
+    manifest = tmp_path / "manifest" / f"{batch['batch']}.json"
+    job.enhance_batch(manifest, source, config, "cpu", 1, 60, shard, ledger)
+    return tuple({row["source_file"]: row for row in pq.read_table(path).to_pylist()} for path in (shard, ledger))
+
+
+def test_a_clip_carries_its_audio_its_provenance_and_its_measurements(tmp_path, corpus):
+    shard, ledger = run(tmp_path, corpus)
+    assert {row["state"] for row in ledger.values()} == {"passed"}
+    assert [row["variant"] for row in shard.values()] == ["original", "enhanced", "original", "original"]
+    for row in shard.values():
+        samples, rate = decode_flac(row["audio"]["bytes"])
+        assert rate == row["sampling_rate"] == 16000
+        assert len(samples) / rate == row["duration"]
+        spans = row["trim_start_s"] + row["duration"] + row["trim_end_s"]
+        assert spans == pytest.approx(row["input_duration"], abs=1e-3)
+        assert (row["original"] is None) == (row["variant"] == "original")
+        assert set(row) - set(ENHANCED.names) <= set(all_metrics())
+        assert row["enhancer"].startswith("rnnoise")
+        assert len(row["enhancer_sha256"]) == len(row["config_sha256"]) == 64
+    pq_file = pq.ParquetFile(tmp_path / "shard.parquet")
+    group = pq_file.metadata.row_group(0)
+    compressions = {group.column(i).path_in_schema: group.column(i).compression for i in range(group.num_columns)}
+    assert compressions["audio.bytes"] == "UNCOMPRESSED"
+    assert compressions["text"] == "ZSTD"
+
+
+@pytest.mark.parametrize(("rate", "level"), [(48000, "aggressive"), (22050, "light"), (16000, "none")])
+def test_other_rates_and_levels(tmp_path, corpus, rate, level):
+    shard, _ = run(tmp_path, corpus, sampling_rate=rate, level=level)
+    assert len(shard) == 4
+    for row in shard.values():
+        samples, found = decode_flac(row["audio"]["bytes"])
+        assert found == rate
+        assert len(samples) / rate == pytest.approx(
+            row["input_duration"] - row["trim_start_s"] - row["trim_end_s"], abs=1e-3
+        )
+    assert (shard["1.wav"]["variant"] == "original") == (level == "none")
+
+
+@pytest.mark.parametrize(
+    ("step", "error_class"), [("resample", "decode_failed"), ("speech_segments", "enhance_failed")]
+)
+def test_one_bad_clip_costs_only_itself(tmp_path, corpus, monkeypatch, step, error_class):
+    size = len(soundfile.read(corpus / "2.wav")[0])
+    real = getattr(job, step)
+
+    def fragile(*arguments):
+        if any(isinstance(a, int) and a == size for a in arguments) or len(arguments[0]) == size:
+            raise ValueError("this clip is odd")
+        return real(*arguments)
+
+    monkeypatch.setattr(job, step, fragile)
+    shard, ledger = run(tmp_path, corpus)
+    assert set(shard) == {"0.wav", "1.wav", "3.wav"}
+    assert ledger["2.wav"]["state"] == "errored"
+    assert ledger["2.wav"]["error_class"] == error_class
+    assert "this clip is odd" in ledger["2.wav"]["message"]
+
+
+def test_a_machines_fault_stops_the_job_and_leaves_nothing(tmp_path, corpus, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(job, "encode_flac", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path, corpus)
+    assert not [p.name for p in tmp_path.iterdir() if "shard" in p.name or "ledger" in p.name]
+
+
+def test_a_file_that_changed_since_it_was_listed_is_errored(tmp_path, corpus, monkeypatch):
+    real = job.read_batch
+
+    def changed(path):
+        (corpus / "0.wav").write_bytes((corpus / "1.wav").read_bytes())
+        return real(path)
+
+    monkeypatch.setattr(job, "read_batch", changed)
+    _, ledger = run(tmp_path, corpus)
+    assert ledger["0.wav"]["error_class"] == "changed"
+    assert ledger["1.wav"]["state"] == "passed"
