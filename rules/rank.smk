@@ -20,6 +20,7 @@ rule profile:
     input:
         preflight=run_file("preflight.json"),
         profile=ranking_profile(),
+        schema=(CONFIG_DIR / "ranking" / "schema.yaml").as_posix(),
     output:
         profile=run_file("ranking/profile.json"),
     log:
@@ -29,7 +30,6 @@ rule profile:
     params:
         version=versions.RANK,
         threshold=config["rank"]["threshold"],
-        config_dir=CONFIG_DIR.as_posix(),
     script:
         "../scripts/profile.py"
 

@@ -7,6 +7,6 @@ with logged(snakemake.log):
     from speechmill.metrics import all_metrics
     from speechmill.ranking.profile import freeze, load_profile
 
-    profile = load_profile(snakemake.input.profile, Path(snakemake.params.config_dir) / "ranking", all_metrics())
+    profile = load_profile(snakemake.input.profile, Path(snakemake.input.schema).parent, all_metrics())
     measured = read_json(snakemake.input.preflight)["metrics"]
     write_json(snakemake.output.profile, freeze(profile, measured, snakemake.params.threshold).to_json())
