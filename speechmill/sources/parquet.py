@@ -130,7 +130,7 @@ class ParquetSource:
         parquet = pq.ParquetFile(self.root / source_file)
         audio = self._audio_column(parquet.schema_arrow, source_file)
         wanted = clips["source_row"].to_pylist()
-        first, last = wanted[0], wanted[-1]
+        first, last, chosen = wanted[0], wanted[-1], set(wanted)
         groups, base, offset = [], 0, None
         for group in range(parquet.metadata.num_row_groups):
             count = parquet.metadata.row_group(group).num_rows
@@ -142,7 +142,7 @@ class ParquetSource:
         row = offset or 0
         for chunk in parquet.iter_batches(batch_size=READ_ROWS, row_groups=groups, columns=[leaf], use_threads=False):
             for value in chunk.column(0):
-                if first <= row <= last:
+                if row in chosen:
                     data = value.as_py()
                     data = data.get("bytes") if isinstance(data, dict) else data
                     yield (

@@ -189,6 +189,15 @@ def test_parquet_rows_are_clips_in_ranges_of_one_file(tmp_path):
         assert row["source_split"] == row["source_file"].split("-")[0]
 
 
+def test_parquet_rows_are_read_as_the_table_names_them(tmp_path):
+    clips = [wav(0.5 + i / 10, i) for i in range(7)]
+    parquet_file(tmp_path / "corpus" / "a.parquet", clips)
+    config = make(tmp_path, "parquet", batch_size=10)
+    _, tables, _ = run(config, tmp_path)
+    (table,) = tables.values()
+    assert list(open_source(config).read("a.parquet", table.take([1, 3, 4]))) == [clips[1], clips[3], clips[4]]
+
+
 def test_a_new_parquet_file_changes_no_other_batch(tmp_path):
     parquet_file(tmp_path / "corpus" / "b.parquet", [wav(), wav(2)])
     config = make(tmp_path, "parquet")
