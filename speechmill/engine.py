@@ -15,6 +15,11 @@ import torch
 from speechmill.errors import ClipError
 
 Item = TypeVar("Item")
+# What torch, CUDA's libraries, onnxruntime and Python say when it is the machine that fails.
+MACHINE_WORDS = (
+    *("CUDA error", "cuDNN error", "cuFFT error", "CUBLAS", "out of memory", "can't allocate memory"),
+    *("Cannot allocate memory", "Failed to allocate memory", "bad_alloc", "can't start new thread"),
+)
 Result = TypeVar("Result")
 
 
@@ -59,6 +64,8 @@ def isolate(
     except Exception as error:
         if is_machine_fault(error) or not items:
             raise
+        if isinstance(error, ClipError) and len(items) == 1:
+            return [error]
         if len(items) == 1:
             return [
                 ClipError(error_class, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
@@ -73,4 +80,5 @@ def is_machine_fault(error: BaseException) -> bool:
     accelerator = getattr(torch, "AcceleratorError", ())
     if isinstance(error, (torch.cuda.OutOfMemoryError, *([accelerator] if accelerator else []))):
         return True
-    return isinstance(error, RuntimeError) and ("CUDA error" in str(error) or "out of memory" in str(error))
+    # Any type of exception: onnxruntime's derive from Exception alone.
+    return any(words in str(error) for words in MACHINE_WORDS)

@@ -77,7 +77,7 @@ class SileroVad:
         encoded = batch.new_zeros(batch.shape[0], steps, 128)
         # Only chunks that hold samples are encoded: the encoder is nine tenths of the work.
         present = chunks[valid]
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             blocks = [self._encode(present[i : i + ENCODER_BLOCK]) for i in range(0, len(present), ENCODER_BLOCK)]
             if blocks:
                 encoded[valid] = torch.cat(blocks)

@@ -8,6 +8,7 @@ samplers and laboratories (AVR, IRCAM, MAT, MPC, PAF, PVF, VOC, WVE, XI).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import math
@@ -25,6 +26,7 @@ from speechmill.audio.mpeg import check_mpeg, count_frame, walk_mpeg
 from speechmill.errors import ClipError, ClipRejection
 
 BLOCK_SAMPLES = 1 << 16  # samples (frames x channels) decoded at a time
+FILES_OWN = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 ABSURD = 1e4  # full scales; a float file beyond is not audio
 MPEG_WALK_BYTES = 1 << 26  # of an MP3 that does not say its length, read to find it
 LOOKS_LIKE = (  # offset, bytes, what a person calls it
@@ -186,6 +188,8 @@ def _open_file(path: Path) -> io.FileIO:
             raise ClipError("unreadable", "not a regular file")
         return open(path, "rb", buffering=0)
     except OSError as error:
+        if error.errno not in FILES_OWN:
+            raise  # a failing disk or mount is no clip's fault
         raise ClipError("unreadable", f"the file cannot be read: {error.strerror}") from None
 
 
@@ -194,10 +198,7 @@ def _read_bytes(data: bytes | Path, max_bytes: int) -> bytes:
         with _open_file(data) as handle:
             size = handle.seek(0, io.SEEK_END)
             handle.seek(0)
-            try:
-                encoded = handle.readall() if size <= max_bytes else b""
-            except OSError as error:
-                raise ClipError("unreadable", f"the file cannot be read: {error.strerror}") from None
+            encoded = handle.readall() if size <= max_bytes else b""
     else:
         encoded, size = data, len(data)
     if size > max_bytes:

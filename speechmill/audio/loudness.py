@@ -99,9 +99,9 @@ def normalization_gain_db(
 ) -> torch.Tensor:
     """Gain in dB (B,) that reaches the target, or less where the true peak would pass the ceiling.
 
-    Within ±60 dB, so that a clip barely above the absolute gate is not raised out of all proportion; 0 for silence.
+    At most +60 dB, so that a clip barely above the absolute gate is not raised out of all proportion; 0 for silence.
     """
-    gain = torch.minimum(target_lufs - lufs, ceiling_dbtp - peak_dbtp).clamp(-MAX_GAIN_DB, MAX_GAIN_DB)
+    gain = torch.minimum(target_lufs - lufs, ceiling_dbtp - peak_dbtp).clamp(max=MAX_GAIN_DB)
     return torch.where(torch.isfinite(lufs), gain, torch.zeros_like(gain))
 
 

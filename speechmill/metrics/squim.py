@@ -40,7 +40,7 @@ class SquimGroup:
         A clip above 10 s is cut into equal parts and averaged. NaN for silence and for clips below 0.1 s.
         """
         values = np.full((len(clips.samples), len(self.metrics)), np.nan)
-        with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             for i, length in enumerate(clips.lengths.cpu().tolist()):
                 clip = clips.samples[i, :length]
                 if length < MIN_LENGTH or not bool(clip.any()):

@@ -139,6 +139,8 @@ class FolderSource:
         }
 
     def read(self, source_file: str | None, clips: pa.Table) -> Iterator[bytes | Path | ClipError]:
+        if not self.root.is_dir():
+            raise SourceError(f"{self.root}: the folder is not there on this machine; is it mounted?")
         for path in clips["source_file"].to_pylist():
             yield self.root / path
 

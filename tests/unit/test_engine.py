@@ -51,7 +51,13 @@ def test_one_bad_clip_costs_only_itself():
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), OSError(28, "No space left"), torch.cuda.OutOfMemoryError("x"), RuntimeError("CUDA error: lost")],
+    [
+        MemoryError(),
+        OSError(28, "No space left"),
+        torch.cuda.OutOfMemoryError("x"),
+        RuntimeError("CUDA error: lost"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
 )
 def test_a_machines_fault_is_never_blamed_on_a_clip(error):
     def work(items):

@@ -162,3 +162,9 @@ def test_a_normalised_clip_measures_as_wanted() -> None:
     after, peak = integrated_loudness(louder, lengths, 16_000), true_peak_dbtp(louder, lengths, 16_000)
     assert (peak <= -1 + 1e-4).all()
     assert ((after + 23).abs() < 0.05).logical_or((peak + 1).abs() < 1e-4).all()
+
+
+def test_absurdly_loud_float_input_still_keeps_the_ceiling():
+    """A float file that holds 16-bit values is 90 dB over full scale: the gain must not stop at -60 dB."""
+    gain = normalization_gain_db(torch.tensor([70.0]), torch.tensor([79.0]), -23, -1)
+    assert gain.item() == -93
