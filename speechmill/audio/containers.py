@@ -6,6 +6,7 @@ libsndfile makes do in silence with files that were cut short.
 from __future__ import annotations
 
 import struct
+import zlib
 
 from speechmill.errors import ClipError
 
@@ -22,6 +23,8 @@ CHUNKED = {
     b"caff": (8, ">4sq", b"", 1),  # compressed samples need the table behind them, too: all chunks are checked
     b"riff": (40, "<16sQ", bytes.fromhex("64617461f3acd3118cd100c04f8edb8a"), 8),  # Sony Wave64
 }
+
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def check_container(encoded: bytes) -> None:
@@ -75,13 +78,32 @@ def with_open_end(encoded: bytes) -> bytes:
 
 
 def _check_ogg(encoded: bytes) -> None:
-    """An Ogg stream is whole if its pages follow each other to one that is marked as the last (RFC 3533)."""
+    """An Ogg stream is whole if its sound pages follow each other, numbered, to one marked as the last (RFC 3533).
+
+    libsndfile skips a page whose checksum is wrong, and does not miss a first one.
+    """
     at, flags = 0, 0
+    following: dict[int, int] = {}  # number of the next page of each stream, by its serial number
     while encoded[at : at + 4] == b"OggS" and at + 27 <= len(encoded):
         if flags & 4 and encoded[at + 5] & 2:
             raise ClipError("unreadable", "several Ogg streams in a row, of which libsndfile reads only the first")
         flags = encoded[at + 5]
+        serial, number, checksum = struct.unpack_from("<III", encoded, at + 14)
         segments = encoded[at + 26]
-        at += 27 + segments + sum(encoded[at + 27 : at + 27 + segments])
+        end = at + 27 + segments + sum(encoded[at + 27 : at + 27 + segments])
+        if end <= len(encoded):
+            if _ogg_checksum(encoded[at:end]) != checksum:
+                raise ClipError("unreadable", f"the Ogg page at byte {at} is damaged: its checksum is wrong")
+            if number != following.get(serial, number):
+                raise ClipError("truncated", f"Ogg pages are missing before byte {at}")
+            following[serial] = number + 1 & 0xFFFFFFFF
+        at = end
     if at > len(encoded) or not flags & 4:
         raise ClipError("truncated", f"the Ogg stream breaks off at byte {min(at, len(encoded))}, before its last page")
+
+
+def _ogg_checksum(page: bytes) -> int:
+    """CRC of RFC 3533 with its own field zero: that of zlib with all bits mirrored, from 0 and not inverted."""
+    blank = page[:22] + bytes(4) + page[26:]
+    mirrored = zlib.crc32(blank.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{mirrored:032b}"[::-1], 2)
