@@ -27,16 +27,25 @@ include: "rules/publish.smk"
 
 
 onstart:
-    check_paths()
+    begin_run()
 
 
+onsuccess:
+    end_run()
+
+
+onerror:
+    end_run()
+
+
+# Seconds of work each: on a cluster they run beside Snakemake and wait in no queue.
 localrules:
     all,
     preflight,
-    source,
-    manifest,
     duplicates,
     profile,
+    rank,
+    advice,
 
 
 rule all:

@@ -1,14 +1,18 @@
 # Functions that the rules share: configuration, paths of a run, its batches.
 import functools
+import os
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 sys.path.insert(0, workflow.basedir)
 
-from speechmill import versions
+from speechmill import owner, slurm, versions
+from speechmill.attempts import AttemptLog
 from speechmill.config import dataset_file, missing_paths, profile_path, validate_config
+from speechmill.devices import visible_gpus
 from speechmill.errors import SpeechmillError
 
 CONFIG_DIR = Path(workflow.basedir) / "config"
@@ -40,14 +44,26 @@ def dataset_config():
 def check_config():
     """Complete and validate the configuration in place."""
     config.update(validate_config(config, CONFIG_DIR))
+    config["cluster"] = slurm.cluster_settings(config["cluster"])
 
 
 @plain_errors
-def check_paths():
-    """Before the first job, but neither for a dry run nor for --lint: there, paths need not be there yet."""
+def begin_run():
+    """Before the first job, but neither for a dry run nor for --lint: there, nothing need be in place yet."""
     problems = missing_paths(config, CONFIG_DIR)
+    if on_slurm():
+        plugin = workflow.executor_settings
+        problems += slurm.problems(
+            config["cluster"], run_prefix(), plugin.init_seconds_before_status_checks, plugin.status_command
+        )
     if problems:
         raise SpeechmillError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    owner.claim(Path(run_file("")))
+    logger.addHandler(AttemptLog(Path(run_file(""))))
+
+
+def end_run():
+    owner.release(Path(run_file("")))
 
 
 def run_file(path):
@@ -57,10 +73,6 @@ def run_file(path):
 
 def log_file(stage):
     return run_file(f"logs/{stage}.log")
-
-
-def time_file(stage):
-    return run_file(f"benchmarks/{stage}.tsv")
 
 
 def audio_shard(path):
@@ -94,10 +106,56 @@ def batch_files(pattern):
     def files(wildcards):
         from speechmill.manifest import read_batches
 
-        batches = read_batches(Path(checkpoints.manifest.get().output.batches))
-        return [run_file(pattern).format(batch=batch["batch"]) for batch in batches]
+        batches = [row["batch"] for row in read_batches(Path(checkpoints.manifest.get().output.batches))]
+        return [run_file(pattern).format(batch=batch) for batch in batches if batch not in config["without_batches"]]
 
     return files
+
+
+def gpus_per_worker():
+    """GPUs of an enhance or score job: where there is a pool of them, what is configured, else none.
+
+    The pool is --resources gpu=N: of the Slurm profile, or on this machine by default the GPUs it has. Jobs on a
+    cluster start Snakemake anew, without the pool: they are told through the environment.
+    """
+    if workflow.is_main_process:
+        if "gpu" not in workflow.global_resources:
+            workflow.register_resource("gpu", visible_gpus())
+        pool = workflow.global_resources["gpu"].value
+        os.environ["SPEECHMILL_GPUS"] = str(min(pool, config["cluster"]["gpus_per_worker"]))
+    return int(os.environ.get("SPEECHMILL_GPUS", 0))
+
+
+def on_slurm():
+    return hasattr(workflow.executor_settings, "jobname_prefix")
+
+
+def slurm_names(wildcards):
+    """No files. Asked for while the DAG is built, in every run: the one moment when the Slurm plugin has its settings
+    but has not named its jobs yet, and the only way to a name by corpus."""
+    if on_slurm() and not workflow.executor_settings.jobname_prefix:
+        workflow.executor_settings.jobname_prefix = run_prefix()
+        workflow.executor_settings.efficiency_report_path = Path(run_file("logs"))
+    return []
+
+
+def run_prefix():
+    return slurm.run_prefix(config["dataset"], Path(run_file("")))
+
+
+def job(memory_mb, gpus=0):
+    """Resources of a job on a cluster, by attempt."""
+    asking = workflow.is_main_process
+    return slurm.job_resources(config["cluster"], gpus, memory_mb, run_prefix(), asking, logger.warning)
+
+
+def worker(section):
+    """Resources of an enhance or score job."""
+    gpus = gpus_per_worker()
+    if "workers" not in workflow.global_resources:
+        workflow.register_resource("workers", config["cluster"]["workers"])
+    resources = job(slurm.megabytes(config["cluster"]["memory_per_worker"]), gpus)
+    return resources | {"gpu": gpus, "workers": 1, "batch_seconds": smaller_batches(section)}
 
 
 def smaller_batches(section):

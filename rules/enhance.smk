@@ -9,15 +9,11 @@ rule enhance:
         ledger=run_file("ledger/{batch}.enhance.parquet"),
     log:
         log_file("enhance/{batch}"),
-    benchmark:
-        time_file("enhance/{batch}")
     conda:
         "../envs/speechmill.yaml"
     threads: 2
     resources:
-        gpu=0,
-        mem_mb=lambda wildcards, attempt: 6000 * attempt,
-        batch_seconds=smaller_batches("enhance"),
+        **worker("enhance"),
     params:
         version=versions.ENHANCE,
         settings={key: value for key, value in config["enhance"].items() if key != "batch_seconds"},

@@ -2,6 +2,8 @@
 
 
 rule preflight:
+    input:
+        slurm_names,
     output:
         report=run_file("preflight.json"),
     log:
@@ -25,6 +27,8 @@ rule source:
         log_file("source"),
     conda:
         "../envs/speechmill.yaml"
+    resources:
+        **job(8000),
     params:
         source=config["source"],
         fingerprint=source_state,
@@ -43,6 +47,8 @@ checkpoint manifest:
         log_file("manifest"),
     conda:
         "../envs/speechmill.yaml"
+    resources:
+        **job(8000),
     params:
         source=config["source"],
         batch_size=config["batch_size"],

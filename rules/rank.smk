@@ -45,8 +45,6 @@ rule rank:
         ranking=run_file("ranking/{batch}.parquet"),
     log:
         log_file("rank/{batch}"),
-    benchmark:
-        time_file("rank/{batch}")
     conda:
         "../envs/speechmill.yaml"
     params:

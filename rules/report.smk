@@ -28,6 +28,8 @@ rule report:
         log_file("report"),
     conda:
         "../envs/speechmill.yaml"
+    resources:
+        **job(8000),
     params:
         version=versions.REPORT,
         settings=config["report"],

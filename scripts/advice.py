@@ -1,7 +1,7 @@
 from speechmill.files import read_json, write_json
 from speechmill.job import logged
 
-with logged(snakemake.log):
+with logged(snakemake):
     from speechmill.ranking.advice import advise
     from speechmill.ranking.profile import FrozenProfile
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from speechmill.job import logged
 
-with logged(snakemake.log):
+with logged(snakemake):
     from speechmill.ledger import find_duplicates
     from speechmill.shards import write_table
 

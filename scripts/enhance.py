@@ -1,8 +1,9 @@
 from pathlib import Path
 
-from speechmill.job import device_of, logged
+from speechmill.devices import device_of
+from speechmill.job import logged
 
-with logged(snakemake.log):
+with logged(snakemake):
     from speechmill.enhance.job import enhance_batch
     from speechmill.sources import open_source
 
@@ -10,7 +11,7 @@ with logged(snakemake.log):
         Path(snakemake.input.batch),
         open_source(snakemake.config),
         snakemake.config,
-        device_of(snakemake.resources),
+        device_of(snakemake.resources.gpu, snakemake.config["device"]),
         snakemake.threads,
         snakemake.resources.batch_seconds,
         Path(snakemake.output.enhanced),

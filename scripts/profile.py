@@ -3,7 +3,7 @@ from pathlib import Path
 from speechmill.files import read_json, write_json
 from speechmill.job import logged
 
-with logged(snakemake.log):
+with logged(snakemake):
     from speechmill.metrics import all_metrics
     from speechmill.ranking.profile import freeze, load_profile
 

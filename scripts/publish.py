@@ -3,7 +3,7 @@ from pathlib import Path
 from speechmill.files import read_json
 from speechmill.job import logged
 
-with logged(snakemake.log):
+with logged(snakemake):
     from speechmill.publish.folder import publish_folder
 
     sentinel = Path(snakemake.output.sentinel)

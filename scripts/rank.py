@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 from speechmill.files import read_json
 from speechmill.job import logged
 
-with logged(snakemake.log):
+with logged(snakemake):
     from speechmill.ledger import check_batch
     from speechmill.manifest import read_batch
     from speechmill.ranking.decide import rank_batch

@@ -1,9 +1,9 @@
 from pathlib import Path
 
 from speechmill.files import read_json
-from speechmill.job import logged, stage_timing
+from speechmill.job import logged, remove_empty_logs, stage_timing
 
-with logged(snakemake.log):
+with logged(snakemake):
     from speechmill.ledger import check_manifest
     from speechmill.manifest import read_batches
     from speechmill.ranking.profile import FrozenProfile
@@ -12,6 +12,7 @@ with logged(snakemake.log):
 
     preflight = read_json(snakemake.input.preflight)
     run = Path(snakemake.output.summary).parents[1]
+    remove_empty_logs(run / "logs")
     summary = make_report(
         [Path(path) for path in snakemake.input.rankings],
         [Path(path) for path in snakemake.input.enhanced],
@@ -21,7 +22,7 @@ with logged(snakemake.log):
         snakemake.config,
         package_versions() | preflight["models"],
         preflight["skipped_metrics"],
-        stage_timing(run / "benchmarks"),
+        stage_timing(run / "logs" / "batches"),
         Path(snakemake.output.page),
         Path(snakemake.output.summary),
         Path(snakemake.output.ranking),

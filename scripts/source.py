@@ -3,7 +3,7 @@ from pathlib import Path
 from speechmill.files import write_json
 from speechmill.job import logged
 
-with logged(snakemake.log):
+with logged(snakemake):
     from speechmill.manifest import describe_source
     from speechmill.sources import open_source
 

@@ -1,4 +1,4 @@
-"""The `speechmill` command. Runs are started with `snakemake`; this shows what came of them."""
+"""The `speechmill` command: start, watch and stop runs, and see what came of them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,76 @@ from speechmill.files import read_json
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="speechmill", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    summary = commands.add_parser("summary", help="a short summary of a finished run")
-    summary.add_argument("run", type=Path, help="folder of the run, such as results/demo")
-    options = parser.parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    end = given.index("--") if "--" in given else len(given)
+    options = _parser().parse_args(given[:end])
+    if end < len(given) and options.command != "run":
+        _parser().error("-- and arguments of snakemake go with run alone")
     try:
-        print(summary_text(options.run))
+        return _call(options, given[end + 1 :])
     except SpeechmillError as error:
         print(f"speechmill: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="speechmill", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    started = argparse.ArgumentParser(add_help=False)
+    started.add_argument("--background", action="store_true", help="go on without this terminal")
+
+    run = commands.add_parser(
+        "run",
+        parents=[started],
+        help="run the workflow on a data set and look after it",
+        epilog="Arguments after -- go to snakemake.",
+    )
+    run.add_argument("dataset", help="a file of config/datasets/ without .yaml")
+    run.add_argument("--profile", default="slurm", help="slurm (default), local, or the path of a profile")
+    run.add_argument("--directory", type=Path, default=Path(), help="working directory (default: this one)")
+    run.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="settings, as for snakemake")
+    run.add_argument("--poll-seconds", type=float, default=15, help="between two looks at Slurm (default: 15)")
+    run.add_argument("--stall-seconds", type=float, default=600, help="without any work until a restart (default: 600)")
+
+    resume = commands.add_parser(
+        "resume", parents=[started], help="go on with a run whose Snakemake died or was stopped"
+    )
+    resume.add_argument(
+        "--cancel", action="store_true", help="cancel its Slurm jobs that still run, instead of waiting"
+    )
+    drain = commands.add_parser("drain", help="begin nothing new; running jobs end")
+    cancel = commands.add_parser("cancel", help="end a run now, with every job of it")
+    status = commands.add_parser("status", help="how far a run is, what runs, what failed")
+    status.add_argument("--json", action="store_true", help="for programs")
+    summary = commands.add_parser("summary", help="a short summary of a finished run")
+    supervise = commands.add_parser("supervise")  # what --background starts
+    for command in (resume, drain, cancel, status, summary, supervise):
+        command.add_argument("run", type=Path, help="folder of the run, such as results/demo")
+    return parser
+
+
+def _call(options: argparse.Namespace, extra: list[str]) -> int:
+    from speechmill import runs
+    from speechmill.supervise import Supervisor
+
+    if options.command == "run":
+        times = {"poll_seconds": options.poll_seconds, "stall_seconds": options.stall_seconds}
+        plan = runs.make_plan(options.dataset, options.profile, options.directory, options.config, extra, **times)
+        return runs.start(plan, options.background)
+    if options.command == "resume":
+        return runs.resume(options.run, options.cancel, options.background)
+    if options.command in ("drain", "cancel"):
+        runs.stop(options.run, options.command)
+    elif options.command == "supervise":
+        return Supervisor(runs.read_plan(options.run)).run()
+    elif options.command == "status":
+        from speechmill.status import status, status_text
+
+        print(status_text(status(options.run), as_json=options.json))
+    else:
+        print(summary_text(options.run))
     return 0
 
 

@@ -16,13 +16,13 @@ from typing import Any
 def atomic_path(final: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `final`; on success flush it to disk and rename it, on failure remove it.
 
-    The temporary name holds the process id, so that two processes that write the same file (a job whose
+    The temporary name holds machine and process id, so that two processes that write the same file (a job whose
     controller died, and its repetition) do not mix their bytes. Who finishes first clears away the others'
     temporaries and those of killed processes; the other one finds the same file in place and is done, too.
     """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    temporary = final.with_name(f".{final.name}.{os.uname().nodename}-{os.getpid()}.tmp")
     try:
         yield temporary
         try:

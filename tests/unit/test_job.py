@@ -11,10 +11,10 @@ from speechmill.files import write_json
 from speechmill.job import device_of
 
 JOB = """
-import os, sys
+import os, sys, types
 from speechmill.job import logged
 from speechmill.errors import ConfigError
-with logged([sys.argv[1]]):
+with logged(types.SimpleNamespace(log=[sys.argv[1]], rule='test')):
     print("from python")
     os.system("echo from a child")
     {action}

@@ -1,0 +1,102 @@
+"""Who runs a run: one Snakemake at a time, known by host, process and start of that process.
+
+Snakemake's own lock stays behind when it is killed, and says nothing of who held it. `{run}/owner.json` does: the
+Snakefile writes it when a run starts and removes it when it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from speechmill.errors import SpeechmillError
+from speechmill.files import read_json, write_json
+
+FILE = "owner.json"
+SUPERVISOR = "SPEECHMILL_SUPERVISOR"  # process id of `speechmill run`, for the Snakemake that it starts
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A Snakemake that works on a run. `ticks` is its start in clock ticks since boot; 0 where that is unknown."""
+
+    host: str
+    boot: str
+    pid: int
+    ticks: int
+    supervisor: int | None
+    since: str
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it was started on this machine, so that its process can be looked at."""
+        return self.host == os.uname().nodename
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it works still. One on another machine counts as alive: from here nobody can tell."""
+        return not self.is_here or (self.boot == _boot() and self.ticks == _ticks(self.pid) != 0)
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+def read_owner(run_dir: Path) -> Owner | None:
+    """Who holds the run, dead or alive; None if it ended properly or was never started."""
+    try:
+        return Owner(**read_json(run_dir / FILE))
+    except FileNotFoundError:
+        return None
+    except (OSError, TypeError, ValueError) as error:
+        raise SpeechmillError(
+            f"{run_dir / FILE} cannot be read ({error}); remove it if no Snakemake works on this run"
+        ) from error
+
+
+def claim(run_dir: Path) -> None:
+    """Take the run for this process.
+
+    Raises:
+        SpeechmillError: another process has it.
+    """
+    owner = read_owner(run_dir)
+    if owner and owner.is_alive and owner.pid != os.getpid():
+        raise SpeechmillError(f"{run_dir} is being worked on by {owner}. {_advice(owner, run_dir)}")
+    supervisor = os.environ.get(SUPERVISOR)
+    pid = os.getpid()
+    since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    mine = Owner(os.uname().nodename, _boot(), pid, _ticks(pid), int(supervisor) if supervisor else None, since)
+    write_json(run_dir / FILE, asdict(mine))
+
+
+def release(run_dir: Path) -> None:
+    """Give the run free, if this process holds it."""
+    owner = read_owner(run_dir)
+    if owner and owner.is_here and owner.pid == os.getpid():
+        (run_dir / FILE).unlink(missing_ok=True)
+
+
+def _advice(owner: Owner, run_dir: Path) -> str:
+    if owner.is_here:
+        return f"See speechmill status {run_dir}; stop it with speechmill drain or cancel {run_dir}."
+    return (
+        f"Look there; if that machine or process is gone, remove {run_dir / FILE} and say speechmill resume {run_dir}."
+    )
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _ticks(pid: int) -> int:
+    """Start time of a process; 0 if there is none, or it is a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] == "Z" else int(fields[19])

@@ -1,0 +1,234 @@
+"""What is asked of Slurm and what it answers: resources of jobs, jobs of a run, limits of partitions.
+
+Every call has a time limit and fails as SlurmError: a controller that is away for a while is no reason to stop.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speechmill.errors import SpeechmillError
+
+SETTINGS_FROM_ENVIRONMENT = ("account", "cpu_partition", "gpu_partition", "qos", "constraint", "gpu_type")
+WAITING = frozenset(
+    {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+)
+RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
+FAILED = frozenset({"FAILED", "NODE_FAIL", "BOOT_FAIL"})  # where the node may be to blame
+
+
+class SlurmError(SpeechmillError):
+    """Slurm's commands cannot be called or answer with an error."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One line of squeue. `comment` is what the Slurm plugin writes: rule_NAME_wildcards_BATCH."""
+
+    id: str
+    state: str
+    node: str
+    reason: str
+    comment: str
+
+    @property
+    def work(self) -> str:
+        """Stage and batch, as in "enhance clips-00003"."""
+        return self.comment.removeprefix("rule_").replace("_wildcards_", " ")
+
+
+def run_prefix(dataset: str, run_dir: Path) -> str:
+    """What the names of a run's Slurm jobs begin with: data set and a hash of the run's folder, 50 letters at most."""
+    digest = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:8]
+    return f"speechmill-{dataset[:28]}-{digest}"
+
+
+def call(*command: str, timeout: float = 30) -> str:
+    """Standard output of a Slurm command.
+
+    Raises:
+        SlurmError: it is not installed, takes too long or fails; with its own message.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    except FileNotFoundError as error:
+        raise SlurmError(f"{command[0]} is not installed here; start the run on a login node of the cluster") from error
+    except subprocess.TimeoutExpired as error:
+        raise SlurmError(f"{command[0]} did not answer within {timeout:.0f} s") from error
+    if done.returncode:
+        raise SlurmError(f"{command[0]} failed: {(done.stderr or done.stdout).strip()[-500:]}")
+    return done.stdout
+
+
+def jobs(prefix: str) -> list[Job]:
+    """Jobs of a run that the Slurm controller remembers, ended ones (for MinJobAge) included.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    shown = call("squeue", "--noheader", "--states=all", "--me", "--format=%i|%T|%j|%N|%r|%k")
+    found = []
+    for line in shown.splitlines():
+        job, state, name, node, reason, comment = line.split("|", 5)
+        if name.startswith(prefix + "_"):
+            found.append(Job(job, state, node, reason, comment))
+    return found
+
+
+def cancel(jobs: Collection[Job]) -> None:
+    """Cancel jobs; those that ended meanwhile are no error."""
+    ids = [job.id for job in jobs]
+    for start in range(0, len(ids), 500):
+        call("scancel", "--quiet", *ids[start : start + 500], timeout=120)
+
+
+def failing_nodes(found: Collection[Job]) -> list[str]:
+    """Nodes on which jobs of two batches or more failed and none was completed, while others do complete jobs."""
+    failed: dict[str, set[str]] = defaultdict(set)
+    completed = set()
+    for job in found:
+        if job.state == "COMPLETED":
+            completed.add(job.node)
+        elif job.state in FAILED and job.node:
+            failed[job.node].add(job.comment)
+    if not completed:
+        return []
+    return sorted(node for node, works in failed.items() if len(works) > 1 and node not in completed)
+
+
+def problems(cluster: dict[str, Any], prefix: str, init_seconds: int, status_command: str | None) -> list[str]:
+    """What on this cluster would stop a run or make it hang, one sentence each.
+
+    Args:
+        cluster: the completed section `cluster` of the configuration.
+        prefix: of the run's job names: jobs of an earlier start must not run beside this one's.
+        init_seconds, status_command: the Slurm plugin's settings. It asks every 180 s at the latest.
+    """
+    found = []
+    try:
+        age = re.search(r"^MinJobAge\s*=\s*(\d+)", call("scontrol", "show", "config"), re.MULTILINE)
+        if status_command == "squeue" and age and int(age[1]) < max(3 * init_seconds, 200):
+            found.append(
+                f"this cluster forgets ended jobs after {age[1]} s (MinJobAge), so that squeue cannot tell how they "
+                f"ended: ask its administrators for 300 s, or start with --slurm-status-command sacct"
+            )
+        for key in ("cpu_partition", "gpu_partition"):
+            if cluster[key] and not call("sinfo", "--noheader", "--format=%P", "--partition", cluster[key]).strip():
+                found.append(f"cluster.{key}: there is no partition {cluster[key]}; sinfo lists them")
+        gpus = call("sinfo", "--noheader", "--format=%G", *_of_partition(cluster["gpu_partition"]))
+        if cluster["gpus_per_worker"] and "gpu" not in gpus:
+            where = f"partition {cluster['gpu_partition']}" if cluster["gpu_partition"] else "any partition"
+            found.append(
+                f"no node of {where} has a GPU: set cluster.gpu_partition, or cluster.gpus_per_worker=0 for the CPU"
+            )
+        alive = [job for job in jobs(prefix) if job.state in WAITING | RUNNING]
+        if alive:
+            found.append(
+                f"{len(alive)} Slurm jobs of an earlier start of this run are alive ({alive[0].work}, job "
+                f"{alive[0].id}, ...) and would write the same files: speechmill resume waits for them"
+            )
+    except SlurmError as error:
+        found.append(str(error))
+    return found
+
+
+def _of_partition(partition: str | None) -> tuple[str, ...]:
+    return ("--partition", partition) if partition else ()
+
+
+@functools.cache
+def partition_limits(partition: str | None) -> tuple[int | None, int | None]:
+    """(minutes, megabytes) that a job of a partition (None: the default one) may ask for at most; None: no limit."""
+    shown = call("sinfo", "--noheader", "--format=%P|%l|%m", *_of_partition(partition), timeout=10)
+    rows = [line.split("|") for line in shown.splitlines()]
+    if partition is None:
+        rows = [row for row in rows if row[0].endswith("*")]
+    minutes = [limit for _, time, _ in rows if (limit := parse_minutes(time)) is not None]
+    sizes = [int(re.sub(r"\D", "", memory) or 0) for *_, memory in rows]
+    return (max(minutes) if len(minutes) == len(rows) and rows else None), (max(sizes) if sizes else None)
+
+
+def parse_minutes(text: str) -> int | None:
+    """Slurm's [days-]hours:minutes:seconds in minutes; None for infinite."""
+    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text.strip())
+    if not found:
+        return None
+    days, hours, minutes, _ = (int(part or 0) for part in found.groups())
+    return (days * 24 + hours) * 60 + minutes
+
+
+def cluster_settings(cluster: dict[str, Any]) -> dict[str, Any]:
+    """The section `cluster` of a configuration with the environment's answer to what it leaves open."""
+    found = {name: os.environ.get(f"SPEECHMILL_SLURM_{name.upper()}") or None for name in SETTINGS_FROM_ENVIRONMENT}
+    return {key: found.get(key) if value is None else value for key, value in cluster.items()}
+
+
+def megabytes(text: str) -> int:
+    """64G or 500M in Slurm's megabytes (2**20 bytes)."""
+    return int(text[:-1]) * (1024 if text.endswith("G") else 1)
+
+
+def job_resources(
+    cluster: dict[str, Any], gpus: int, memory_mb: int, prefix: str, asking: bool, warn: Callable[[str], None]
+) -> dict[str, Any]:
+    """Snakemake's resources of a rule: what sbatch is asked for, by attempt where that changes.
+
+    Args:
+        cluster: the completed section `cluster` of the configuration.
+        gpus: GPUs of the job; without any it goes to the CPU partition.
+        memory_mb: memory of the first attempt.
+        prefix: of the run's job names.
+        asking: whether Slurm may be asked for limits and failing nodes: by the controller, not within each job.
+        warn: called with a sentence when a retry avoids nodes.
+    """
+    partition = cluster["gpu_partition"] if gpus else cluster["cpu_partition"]
+
+    def limits(attempt: int) -> tuple[int | None, int | None]:
+        # The first attempt asks for what is configured; Slurm's own message says where that is too much.
+        if attempt == 1 or not asking or shutil.which("sinfo") is None:
+            return None, None
+        try:
+            return partition_limits(partition)
+        except SlurmError:
+            return None, None
+
+    def memory(wildcards: Any, attempt: int) -> int:
+        return _up_to(memory_mb * attempt, limits(attempt)[1], memory_mb)
+
+    def runtime(wildcards: Any, attempt: int) -> int:
+        minutes = max(1, round(cluster["hours"] * 60))
+        return _up_to(minutes * attempt, limits(attempt)[0], minutes)
+
+    def extra(wildcards: Any, attempt: int) -> str:
+        if attempt == 1 or not asking or shutil.which("squeue") is None:
+            return ""
+        options = [f"--begin=now+{cluster['retry_delay_seconds']}"] if cluster["retry_delay_seconds"] else []
+        try:
+            nodes = failing_nodes(jobs(prefix))
+        except SlurmError:
+            nodes = []
+        if nodes:
+            warn(f"{', '.join(nodes)}: jobs of several batches failed there and none succeeded; retries avoid it.")
+            options.append(f"--exclude={','.join(nodes)}")
+        return " ".join(options)
+
+    resources = {"mem_mb": memory, "runtime": runtime, "slurm_extra": extra}
+    fixed = {"slurm_account": cluster["account"], "slurm_partition": partition, "qos": cluster["qos"]}
+    if gpus:
+        kind = f"{cluster['gpu_type']}:" if cluster["gpu_type"] else ""
+        fixed |= {"gres": f"gpu:{kind}{gpus}", "gpu_model": cluster["gpu_type"], "constraint": cluster["constraint"]}
+    return resources | {key: value for key, value in fixed.items() if value is not None}
+
+
+def _up_to(wanted: int, limit: int | None, first: int) -> int:
+    return wanted if limit is None else max(first, min(wanted, limit))

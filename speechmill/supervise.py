@@ -1,0 +1,288 @@
+"""Keeps one Snakemake at work on a run: watches it, mends what the Slurm plugin cannot, and starts it again.
+
+What it looks at: the process, squeue (by the run's job names) and the files of the run. What it does:
+
+- a preempted job, or one whose node failed, that Slurm does not put back into the queue is put back;
+- a job that Slurm holds after its launch failed is released;
+- Snakemake waiting while Slurm has no job of the run, and nothing runs here, has forgotten jobs: killed, started again;
+- a Snakemake that was killed is started again, once no job of it can write any more;
+- batches that failed for good are left out, so that there is a report of all others that names them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from speechmill import owner, slurm
+from speechmill.attempts import read_attempts, utc_now
+from speechmill.errors import SpeechmillError
+from speechmill.manifest import read_batches
+
+LOG = Path("logs") / "run.log"
+NOT_TAKEN_BACK = frozenset({"PREEMPTED", "NODE_FAIL"})  # the plugin waits for ever for Slurm to requeue these
+
+
+@dataclass
+class Plan:
+    """How a run is started: everything a person chose, so that it can be started again the same way."""
+
+    program: list[str]  # snakemake
+    options: list[str]  # all but --config and targets
+    config: list[str]  # key=value
+    directory: str
+    run_dir: str
+    prefix: str
+    on_slurm: bool
+    failed_batches: str = "withhold"  # or publish
+    poll_seconds: float = 15
+    stall_seconds: float = 600  # longer than the plugin's longest pause (180 s) and the latency wait
+    max_restarts: int = 5
+
+    def command(self, extra_config: Sequence[str] = (), arguments: Sequence[str] = ()) -> list[str]:
+        """`arguments` (targets, --unlock) come first: an option before them would take them for its own."""
+        return [*self.program, *arguments, *self.options, "--config", *self.config, *extra_config]
+
+
+@dataclass
+class Supervisor:
+    """One `speechmill run`. Its output goes to the terminal, while there is one, and to logs/run.log."""
+
+    plan: Plan
+    asked_to: str | None = None  # drain | cancel
+    child: subprocess.Popen[bytes] | None = None
+    since: str = ""  # start of the child, UTC
+    seen: set[str] = field(default_factory=set)  # Slurm jobs that this Snakemake had in the queue
+    twice: set[str] = field(default_factory=set)  # to be mended if the next look shows them the same
+
+    def __post_init__(self) -> None:
+        self.run_dir = Path(self.plan.run_dir)
+        (self.run_dir / LOG).parent.mkdir(parents=True, exist_ok=True)
+        self.log = os.open(self.run_dir / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def run(self) -> int:
+        """Work until all is done, nothing more can be done, or somebody asked to stop; returns the exit status."""
+        signal.signal(signal.SIGTERM, lambda *_: self.stop("drain"))
+        signal.signal(signal.SIGINT, lambda *_: self.stop("cancel"))
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal ends nothing
+        restarts = 0
+        while True:
+            before = self.progress()
+            status = self.watch(self.plan.command())
+            if self.asked_to:
+                return self.stopped()
+            if status == 0:
+                return 0
+            if status > 0:
+                return self.without_failed_batches(status)
+            restarts = 1 if self.progress() > before else restarts + 1
+            if restarts > self.plan.max_restarts:
+                self.say(f"given up after {self.plan.max_restarts} restarts that brought nothing forward")
+                return 1
+            self.say(f"Snakemake ended by signal {-status}; it is started again (restart {restarts})")
+            if not self.settle(cancel=False):
+                return self.stopped()
+            self.unlock()
+
+    def progress(self) -> int:
+        """Number of finished pieces of work."""
+        return sum(len(list((self.run_dir / stage).glob("*.parquet"))) for stage in ("ledger", "scores", "ranking"))
+
+    def watch(self, command: list[str]) -> int:
+        """Start Snakemake and look after it until it ends; its status, negative for a signal."""
+        environment = os.environ | {owner.SUPERVISOR: str(os.getpid())}
+        # Its own process group: Ctrl-C in this terminal reaches it through us alone, and with its children.
+        self.child = subprocess.Popen(
+            command,
+            cwd=self.plan.directory,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        reader = threading.Thread(target=self._copy_output, args=(self.child,), daemon=True)
+        reader.start()
+        self.seen.clear()
+        self.since = utc_now()
+        quiet_since = time.monotonic()
+        while True:
+            try:
+                self.child.wait(self.plan.poll_seconds)
+                break
+            except subprocess.TimeoutExpired:
+                pass
+            if self.at_work(self.child.pid):
+                quiet_since = time.monotonic()
+            elif time.monotonic() - quiet_since > self.plan.stall_seconds:
+                self.say(
+                    f"Snakemake waits, but for {self.plan.stall_seconds:.0f} s Slurm had no job of this run and nothing "
+                    "ran here: it has lost track of jobs"
+                )
+                self._signal(signal.SIGKILL)
+                self.child.wait()
+                break
+        reader.join(5)
+        return self.child.returncode
+
+    def at_work(self, pid: int) -> bool:
+        """Whether the run moves: jobs in Slurm's queue or processes of Snakemake. Mends jobs on the way."""
+        if not self.plan.on_slurm:
+            return True
+        try:
+            found = slurm.jobs(self.plan.prefix)
+            self.mend(found)
+            alive = [job for job in found if job.state in slurm.WAITING | slurm.RUNNING]
+            self.seen.update(job.id for job in alive)
+            if self.asked_to == "drain":
+                slurm.cancel([job for job in alive if job.state in slurm.WAITING])
+        except slurm.SlurmError as error:
+            self.say(f"{error}; asked again in {self.plan.poll_seconds:.0f} s")
+            return True  # not known
+        return bool(alive) or has_children(pid)
+
+    def mend(self, found: Sequence[slurm.Job]) -> None:
+        """Put back into the queue what Slurm left out of it, once it was so for two looks."""
+        wrong = {}
+        for job in found:
+            if job.state in NOT_TAKEN_BACK and job.id in self.seen:
+                wrong[job.id] = (job, "requeue", f"{job.state} on {job.node}")
+            elif job.state == "PENDING" and "requeued held" in job.reason.replace("_", " "):
+                wrong[job.id] = (job, "release", job.reason)
+        for job, action, why in (wrong[number] for number in sorted(self.twice & wrong.keys())):
+            slurm.call("scontrol", action, job.id)
+            self.say(f"{job.work} (Slurm job {job.id}) was left alone: {why}; {action}d")
+        self.twice = set(wrong) - self.twice
+
+    def without_failed_batches(self, status: int) -> int:
+        """After jobs failed for good: a report, and if so configured a publication, of the other batches."""
+        missing, total = unfinished_batches(self.run_dir)
+        failed = {line["batch"] for line in read_attempts(self.run_dir) if self.is_failure_now(line)}
+        if not missing or len(missing) == total or not set(missing) <= failed:
+            return status  # it failed of something else, and Snakemake said of what
+        names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        self.say(f"{len(missing)} of {total} batches failed: {names}; why: {self.run_dir}/logs/batches/")
+        publishing = self.plan.failed_batches == "publish"
+        self.say("publishing" if publishing else "nothing is published; reporting", "the other batches")
+        targets = [] if publishing else [str(self.run_dir / "report" / "report.html")]
+        setting = f"without_batches=[{', '.join(missing)}]"
+        again = self.watch(self.plan.command([setting], targets))
+        if self.asked_to:
+            return self.stopped()
+        self.say(f"mend what they fail of, then: speechmill resume {self.plan.run_dir}")
+        return again if publishing else status
+
+    def is_failure_now(self, line: dict[str, Any]) -> bool:
+        return line["event"] == "failed" and line["time"] >= self.since
+
+    def stop(self, how: str) -> None:
+        """Signal handler: `drain` lets running jobs end, `cancel` ends them; a second signal always cancels."""
+        self.asked_to = "cancel" if self.asked_to else how
+        if self.child and self.child.poll() is None:
+            if self.asked_to == "drain":
+                os.kill(self.child.pid, signal.SIGTERM)
+            else:
+                self._signal(signal.SIGINT)
+                threading.Timer(60, self._signal, [signal.SIGKILL]).start()
+
+    def stopped(self) -> int:
+        """Make sure that nothing of the run is left at work."""
+        self.settle(cancel=self.asked_to == "cancel")
+        self.unlock()
+        self.say(f"stopped ({self.asked_to}); go on with speechmill resume {self.plan.run_dir}")
+        return 0 if self.asked_to == "drain" else 130
+
+    def settle(self, cancel: bool) -> bool:
+        """Wait until no Slurm job of the run is alive; False if asked to cancel meanwhile."""
+        settle(self.plan, cancel or self.asked_to == "cancel", self.say, lambda: self.asked_to == "cancel")
+        return self.asked_to is None
+
+    def unlock(self) -> None:
+        unlock(self.plan)
+
+    def say(self, *words: str) -> None:
+        self._write((f"[speechmill {time.strftime('%H:%M:%S')}] " + " ".join(words) + "\n").encode())
+
+    def _copy_output(self, child: subprocess.Popen[bytes]) -> None:
+        assert child.stdout
+        for line in child.stdout:
+            self._write(line)
+
+    def _write(self, line: bytes) -> None:
+        for descriptor in (self.log, sys.stderr.fileno()):
+            with contextlib.suppress(OSError):  # a full disk, or a closed terminal
+                os.write(descriptor, line)
+
+    def _signal(self, number: int) -> None:
+        assert self.child
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.child.pid, number)
+
+
+def settle(plan: Plan, cancel: bool, say: Callable[[str], None], hurry: Callable[[], bool] = lambda: False) -> None:
+    """Wait until no Slurm job of the run is alive: waiting ones are cancelled, running ones too if `cancel` or `hurry`.
+
+    A job that ends by itself leaves complete results, and Snakemake's record of them: they need not be made again.
+    """
+    said = 0.0
+    while plan.on_slurm:
+        try:
+            alive = [job for job in slurm.jobs(plan.prefix) if job.state in slurm.WAITING | slurm.RUNNING]
+            if not alive:
+                return
+            if time.monotonic() - said > 300:
+                said = time.monotonic()
+                say(
+                    f"{len(alive)} Slurm jobs of the earlier start are alive: " + ("cancelled" if cancel else "waiting")
+                )
+            slurm.cancel([job for job in alive if cancel or hurry() or job.state in slurm.WAITING])
+        except slurm.SlurmError as error:
+            say(f"{error}; asked again in {plan.poll_seconds:.0f} s")
+        time.sleep(min(plan.poll_seconds, 2) if cancel else plan.poll_seconds)
+
+
+def unlock(plan: Plan) -> None:
+    """Remove the lock that a dead Snakemake left.
+
+    Raises:
+        SpeechmillError: its owner is alive.
+    """
+    holder = owner.read_owner(Path(plan.run_dir))
+    if holder and holder.is_alive:
+        raise SpeechmillError(f"{plan.run_dir} is being worked on by {holder}; it is not unlocked")
+    done = subprocess.run(
+        plan.command(arguments=["--unlock"]), cwd=plan.directory, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SpeechmillError(f"snakemake --unlock failed: {done.stderr.strip()[-1000:]}")
+    (Path(plan.run_dir) / owner.FILE).unlink(missing_ok=True)
+
+
+def unfinished_batches(run_dir: Path) -> tuple[list[str], int]:
+    """Batches that the manifest has and the ranking has not, and the number of all; none while there is no manifest."""
+    table = run_dir / "manifest" / "batches.tsv"
+    if not table.exists():
+        return [], 0
+    done = {path.stem for path in (run_dir / "ranking").glob("*.parquet")}
+    names = [row["batch"] for row in read_batches(table)]
+    return [name for name in names if name not in done], len(names)
+
+
+def has_children(pid: int) -> bool:
+    """Whether a process has child processes."""
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            if children.read_text().split():
+                return True
+        except OSError:
+            continue
+    return False
