@@ -33,5 +33,6 @@ rule report:
     params:
         version=versions.REPORT,
         settings=config["report"],
+        without_batches=config["without_batches"],
     script:
         "../scripts/report.py"

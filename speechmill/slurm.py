@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,17 +93,19 @@ def cancel(jobs: Collection[Job]) -> None:
 
 
 def failing_nodes(found: Collection[Job]) -> list[str]:
-    """Nodes on which jobs of two batches or more failed and none was completed, while others do complete jobs."""
-    failed: dict[str, set[str]] = defaultdict(set)
-    completed = set()
+    """Nodes on which two pieces of work or more failed and none was completed, while other nodes complete some.
+
+    What fails on several nodes is not the fault of one of them.
+    """
+    nodes_of: dict[str, set[str]] = defaultdict(set)
     for job in found:
-        if job.state == "COMPLETED":
-            completed.add(job.node)
-        elif job.state in FAILED and job.node:
-            failed[job.node].add(job.comment)
+        if job.state in FAILED and job.node:
+            nodes_of[job.comment].add(job.node)
+    failed = Counter(node for nodes in nodes_of.values() if len(nodes) == 1 for node in nodes)
+    completed = {job.node for job in found if job.state == "COMPLETED"}
     if not completed:
         return []
-    return sorted(node for node, works in failed.items() if len(works) > 1 and node not in completed)
+    return sorted(node for node, works in failed.items() if works > 1 and node not in completed)
 
 
 def problems(cluster: dict[str, Any], prefix: str, init_seconds: int, status_command: str | None) -> list[str]:

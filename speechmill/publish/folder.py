@@ -69,6 +69,7 @@ def publish_folder(
     try:
         sentinel.unlink(missing_ok=True)
         found = survey(Batch(name, Path(enhanced), Path(ranking)) for name, enhanced, ranking in batches)
+        found.clips["errored"] += sum(summary["failed_batches"].values())
         _check_balance(found, summary)
         _claim(target)
         files = _write_shards(found, summary, config, target)
@@ -90,6 +91,7 @@ def publish_folder(
             "accepted": found.clips["accepted"],
             "hours": round(found.accepted_seconds / 3600, 6),
             "manifest_sha256": sha256_json(files),
+            "failed_batches": sorted(summary["failed_batches"]),
             "profile_sha256": summary["profile_sha256"],
             "version": __version__,
         }

@@ -52,18 +52,20 @@ def make_report(
     page: Path,
     summary: Path,
     ranking: Path,
+    failed: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Write report.html, summary.json and ranking.parquet; returns the summary.
 
     `ranking_files` are in the order in which the merged table has them; `enhanced_files` are {batch}.parquet. `advice`
     and `source` are the contents of ranking/advice.json and source.json; `skipped` are {name, reason} of metric
-    groups; `timing` is {stage: {jobs, seconds}}. The same input gives the same bytes.
+    groups; `timing` is {stage: {jobs, seconds}}; `failed` is {batch: clips} of batches that failed for good. The same
+    input gives the same bytes.
 
     Raises:
         LedgerError: the states of a batch or of the run do not balance.
         SpeechmillError: a ranked clip is not in its enhanced shard.
     """
-    found = overview(ranking_files)
+    found = overview(ranking_files, failed)
     content = summarize(found, profile, source, config, versions, skipped, timing)
     chosen = choose(ranking_files, config["report"]["examples"])
     examples = load_examples(chosen, enhanced_files)

@@ -101,6 +101,7 @@ class Overview:
     """
 
     batches: int = 0
+    failed: dict[str, int] = field(default_factory=dict)  # batch -> clips
     clips: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: {"input": 0.0, "accepted": 0.0})
     unranked: Counter[str] = field(default_factory=Counter)  # criterion -> clips rejected before they were scored
@@ -115,8 +116,8 @@ class Overview:
     )
 
 
-def overview(ranking_files: Iterable[Path]) -> Overview:
-    """Read every ranking table once.
+def overview(ranking_files: Iterable[Path], failed: Mapping[str, int] | None = None) -> Overview:
+    """Read every ranking table once. `failed` are batches without one and their clips: errored as `batch_failed`.
 
     Raises:
         LedgerError: the states of a batch or of the run do not balance.
@@ -134,6 +135,11 @@ def overview(ranking_files: Iterable[Path]) -> Overview:
                 _add(found, pa.Table.from_batches([part]), metrics)
         counts = {state: found.clips[state] - before[state] for state in ("input", *STATES)}
         check_balance(counts, f"batch {Path(path).stem}")
+    for batch, clips in (failed or {}).items():
+        found.failed[batch] = clips
+        found.clips.update(input=clips, errored=clips)
+        found.errored_by["batch_failed"] += clips
+        found.messages["errored", "batch_failed"] = "its batch failed in every attempt; logs/batches/ says why"
     check_balance({"input": 0, **dict.fromkeys(STATES, 0), **found.clips})
     return found
 
@@ -195,6 +201,7 @@ def summarize(
         "dataset": config["dataset"],
         "source_revision": source.get("revision"),
         "batches": found.batches,
+        "failed_batches": dict(sorted(found.failed.items())),
         "clips": {state: found.clips[state] for state in ("input", *STATES)},
         "hours": {name: round(seconds / 3600, 6) for name, seconds in found.seconds.items()},
         "rejected_by": dict(sorted(found.rejected_by.items())),

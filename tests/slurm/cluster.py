@@ -61,6 +61,7 @@ TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
+TaskProlog={STATE}/task_prolog
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 GresTypes=gpu
@@ -192,6 +193,12 @@ def healthy() -> bool:
     return set(states) == set(NODES) and all(state in ("idle", "mixed", "allocated") for state in states.values())
 
 
+def break_node(node: str, broken: bool = True) -> None:
+    """Make every job step on a node fail as it starts, or stop that."""
+    mark = STATE / f"broken-{node}"
+    mark.touch() if broken else mark.unlink(missing_ok=True)
+
+
 def _write_configuration() -> None:
     memory, cpus = 8000, 4
     host = socket.gethostname()
@@ -205,6 +212,9 @@ def _write_configuration() -> None:
         device = f"/dev/speechmill-gpu{number}"
         subprocess.run(["mknod", "-m", "666", device, "c", "1", "3"], check=True)  # /dev/null by another name
         gres.append(f"NodeName={node} Name=gpu File={device}")
+    prolog = STATE / "task_prolog"
+    prolog.write_text(f'#!/bin/sh\ntest ! -e "{STATE}/broken-$SLURMD_NODENAME"\n')
+    prolog.chmod(0o755)
     ETC.mkdir(exist_ok=True)
     (ETC / "slurm.conf").write_text(SLURM_CONF.format(host=host, nodes=nodes))
     (ETC / "gres.conf").write_text("\n".join(gres) + "\n")

@@ -3,12 +3,9 @@
 import subprocess
 import sys
 
-import pytest
-
 from speechmill.cli import main
-from speechmill.errors import SpeechmillError
 from speechmill.files import write_json
-from speechmill.job import device_of
+from speechmill.job import remove_empty_logs, stage_timing
 
 JOB = """
 import os, sys, types
@@ -53,14 +50,43 @@ def test_a_bug_leaves_its_traceback_in_the_log_and_one_line_on_the_terminal(tmp_
     assert "Traceback" not in done.stderr
 
 
-def test_a_gpu_that_is_asked_for_is_never_replaced_by_the_cpu():
-    torch = pytest.importorskip("torch")
-    assert device_of({}) == device_of({"gpu": 0}) == "cpu"
-    if torch.cuda.is_available():
-        assert device_of({"gpu": 1}) == "cuda"
-    else:
-        with pytest.raises(SpeechmillError, match="torch sees none"):
-            device_of({"gpu": 1})
+LAYOUT = """
+import sys, types
+from speechmill.job import logged
+with logged(types.SimpleNamespace(log=[sys.argv[1]], rule=sys.argv[2])):
+    print("words of", sys.argv[2])
+    {action}
+"""
+
+
+def stage(tmp_path, name, action="pass"):
+    log = tmp_path / "logs" / name / "clips-00000.log"
+    subprocess.run([sys.executable, "-c", LAYOUT.format(action=action), str(log), name], capture_output=True)
+    return log
+
+
+def test_one_log_tells_the_story_of_a_batch(tmp_path):
+    failed = stage(tmp_path, "enhance", "1 / 0")
+    assert "ZeroDivisionError" in failed.read_text()  # Snakemake shows it
+    stage(tmp_path, "enhance")
+    stage(tmp_path, "score")
+    last = stage(tmp_path, "rank")
+    assert [path for path in (tmp_path / "logs").rglob("*.log") if path.stat().st_size == 0] == [last]
+    remove_empty_logs(tmp_path / "logs")
+    (story,) = (tmp_path / "logs").rglob("*.log")
+    assert story == tmp_path / "logs" / "batches" / "clips-00000.log"
+    headings = [line.split(",")[0] for line in story.read_text().splitlines() if line.startswith("==")]
+    assert headings == ["== enhance", "== enhance", "== score", "== rank"]
+    assert story.read_text().count("done in") == 3
+
+
+def test_timing_is_that_of_each_batchs_last_success(tmp_path):
+    (tmp_path / "a.log").write_text("enhance done in 1.500 s, 9 MB at most\nenhance done in 2.250 s, 9 MB at most\n")
+    (tmp_path / "b.log").write_text("enhance done in 3.000 s, 9 MB at most\nscore done in 0.500 s, 9 MB at most\n")
+    assert stage_timing(tmp_path) == {
+        "enhance": {"jobs": 2, "seconds": 5.25},
+        "score": {"jobs": 1, "seconds": 0.5},
+    }
 
 
 def test_summary_names_states_reasons_and_places(tmp_path, capsys):

@@ -100,6 +100,8 @@ class Run:
             "hours": {"input": 1.5, "accepted": 0.9},
             "rejected_by": {"closeness": self.states["rejected"]},
             "errored_by": {EVIL: self.states["errored"]},
+            "batches": len(self.batches),
+            "failed_batches": {},
             "metrics": {m: {"p5": 1.0, "p50": 2.5, "p95": None} for m in METRICS},
             "profile_sha256": "f" * 64,
             "versions": {"speechmill": "0.1.0", "numpy": "2"},

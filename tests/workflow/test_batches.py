@@ -11,7 +11,7 @@ from speechmill.manifest import build_manifest, describe_source, read_batches
 from speechmill.metrics.job import score_batch
 from speechmill.sources import open_source
 
-from .conftest import ROOT, SPEECH
+from ..runs import ROOT, SPEECH
 
 CLIPS = 64
 ALONE = 6

@@ -15,7 +15,7 @@ import pytest
 from speechmill.files import read_json
 from speechmill.shards import write_table
 
-from .conftest import RESULTS, SPEECH, Run, make_corpus
+from ..runs import RESULTS, SPEECH, Run, make_corpus
 
 
 def test_a_run_from_nothing_reaches_the_sentinel_and_balances(finished):

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from .conftest import ROOT, Run
+from ..runs import ROOT, Run
 
 
 def snakemake(*arguments, **kwargs):

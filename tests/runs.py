@@ -9,15 +9,15 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Self
 
 import numpy as np
-import pytest
 import soundfile
 import yaml
 
 from speechmill.files import sha256_file
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SPEECH = ROOT / "demo" / "speech"
 BATCH_SIZE = 4
 
@@ -63,10 +63,10 @@ class Run:
         log = open(self.directory / "snakemake.log", "ab")  # noqa: SIM115 - the child keeps it
         return subprocess.Popen(self.command(), env=self.environment(), stdout=log, stderr=log, start_new_session=True)
 
-    def copy(self, directory: Path) -> Run:
+    def copy(self, directory: Path) -> Self:
         """The same state elsewhere, modification times and Snakemake's records included."""
         shutil.copytree(self.directory, directory, symlinks=True)
-        other = Run.__new__(Run)
+        other = type(self).__new__(type(self))
         other.directory, other.results = directory, directory / "results" / "demo"
         return other
 
@@ -108,12 +108,3 @@ def make_corpus(folder: Path) -> None:
     (folder / "cut.flac").write_bytes(prompts[1].read_bytes()[:9000])
     (folder / "text.wav").write_text("not audio")
     soundfile.write(folder / "ความเงียบ.wav", np.zeros(16000, np.int16), 16000)
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Run:
-    """A run from nothing to the sentinel, not to be changed: copy it."""
-    run = Run(tmp_path_factory.mktemp("workflow") / "first")
-    make_corpus(run.directory / "corpus")
-    run.first = run.start()
-    return run
