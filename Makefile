@@ -1,6 +1,8 @@
-# make demo   everything from set-up to a published data set, on this machine
-# make test   everything that is tested
-# Both set up .venv first and are done at once where nothing is new.
+# make demo      everything from set-up to a published data set, on this machine
+# make test      everything that is tested; the cluster's part where Slurm is installed
+# make cluster   a Slurm cluster of three nodes on this machine, to try profiles/slurm (as root; cluster-stop ends it)
+# make profiles  link the profiles into your Snakemake configuration: snakemake --profile slurm
+# They set up .venv first where they need it.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -8,10 +10,10 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-corpus test lint clean
+.PHONY: help setup demo demo-corpus test cluster cluster-stop profiles lint clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -3
+	@sed -n 's/^# //p' Makefile | head -5
 	@echo "make demo-corpus | lint | clean"
 
 setup: $(STAMP)
@@ -36,6 +38,24 @@ demo: demo-corpus
 test: demo-corpus
 	@echo "== tests"
 	@$(BIN)/python -m pytest
+
+cluster: demo-corpus
+	@$(BIN)/python tests/slurm/cluster.py start
+	@echo "try it:"
+	@echo "  export SPEECHMILL_SLURM_ACCOUNT=speech SPEECHMILL_SLURM_CPU_PARTITION=cpu SPEECHMILL_SLURM_GPU_PARTITION=gpu"
+	@echo "  $(BIN)/speechmill run demo --config device=cpu outdir=results-slurm 'cluster={memory_per_worker: 3G}' -- --set-threads enhance=1 score=1"
+	@echo "  squeue; $(BIN)/speechmill status results-slurm/demo"
+
+cluster-stop:
+	@$(PYTHON) tests/slurm/cluster.py stop
+
+# The user's own profile of that name is never replaced.
+profiles:
+	@home="$${XDG_CONFIG_HOME:-$$HOME/.config}/snakemake"; mkdir -p "$$home"; for profile in profiles/*/; do \
+	  name=$$(basename $$profile); link="$$home/$$name"; want="$$PWD/profiles/$$name"; \
+	  if [ "$$(readlink "$$link")" = "$$want" ]; then continue; fi; \
+	  if [ -e "$$link" ] || [ -L "$$link" ]; then echo "$$link is yours: not replaced; say --profile profiles/$$name" >&2; status=1; \
+	  else ln -s "$$want" "$$link" && echo "$$link -> $$want"; fi; done; exit $${status:-0}
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile rules && $(BIN)/mypy && $(BIN)/snakemake --lint

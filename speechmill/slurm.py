@@ -79,7 +79,7 @@ def jobs(prefix: str) -> list[Job]:
     shown = call("squeue", "--noheader", "--states=all", "--me", "--format=%i|%T|%j|%N|%r|%k")
     found = []
     for line in shown.splitlines():
-        job, state, name, node, reason, comment = line.split("|", 5)
+        job, state, name, node, reason, comment = (line.split("|", 5) + [""] * 5)[:6]
         if name.startswith(prefix + "_"):
             found.append(Job(job, state, node, reason, comment))
     return found

@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from speechmill import owner, slurm
 from speechmill.attempts import read_attempts, utc_now
@@ -165,24 +164,29 @@ class Supervisor:
 
     def without_failed_batches(self, status: int) -> int:
         """After jobs failed for good: a report, and if so configured a publication, of the other batches."""
-        missing, total = unfinished_batches(self.run_dir)
-        failed = {line["batch"] for line in read_attempts(self.run_dir) if self.is_failure_now(line)}
-        if not missing or len(missing) == total or not set(missing) <= failed:
+        failed = self.failed_batches()
+        total, unscored = unscored_batches(self.run_dir)
+        if not failed or len(failed) == total or not unscored <= set(failed):
             return status  # it failed of something else, and Snakemake said of what
-        names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        self.say(f"{len(missing)} of {total} batches failed: {names}; why: {self.run_dir}/logs/batches/")
+        names = ", ".join(failed[:5]) + (", ..." if len(failed) > 5 else "")
+        self.say(f"{len(failed)} of {total} batches failed: {names}; why: {self.run_dir}/logs/batches/")
         publishing = self.plan.failed_batches == "publish"
         self.say("publishing" if publishing else "nothing is published; reporting", "the other batches")
         targets = [] if publishing else [str(self.run_dir / "report" / "report.html")]
-        setting = f"without_batches=[{', '.join(missing)}]"
+        setting = f"without_batches=[{', '.join(failed)}]"
         again = self.watch(self.plan.command([setting], targets))
         if self.asked_to:
             return self.stopped()
         self.say(f"mend what they fail of, then: speechmill resume {self.plan.run_dir}")
         return again if publishing else status
 
-    def is_failure_now(self, line: dict[str, Any]) -> bool:
-        return line["event"] == "failed" and line["time"] >= self.since
+    def failed_batches(self) -> list[str]:
+        """Batches of which a stage failed in its last attempt, since Snakemake was started."""
+        last = {}
+        for line in read_attempts(self.run_dir):
+            if line["batch"] and line["time"] >= self.since:
+                last[line["batch"], line["stage"]] = line["event"]
+        return sorted({batch for (batch, _), event in last.items() if event == "failed"})
 
     def stop(self, how: str) -> None:
         """Signal handler: `drain` lets running jobs end, `cancel` ends them; a second signal always cancels."""
@@ -192,7 +196,9 @@ class Supervisor:
                 os.kill(self.child.pid, signal.SIGTERM)
             else:
                 self._signal(signal.SIGINT)
-                threading.Timer(60, self._signal, [signal.SIGKILL]).start()
+                late = threading.Timer(60, self._signal, [signal.SIGKILL])
+                late.daemon = True
+                late.start()
 
     def stopped(self) -> int:
         """Make sure that nothing of the run is left at work."""
@@ -223,9 +229,9 @@ class Supervisor:
                 os.write(descriptor, line)
 
     def _signal(self, number: int) -> None:
-        assert self.child
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.child.pid, number)
+        if self.child and self.child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.child.pid, number)
 
 
 def settle(plan: Plan, cancel: bool, say: Callable[[str], None], hurry: Callable[[], bool] = lambda: False) -> None:
@@ -267,14 +273,13 @@ def unlock(plan: Plan) -> None:
     (Path(plan.run_dir) / owner.FILE).unlink(missing_ok=True)
 
 
-def unfinished_batches(run_dir: Path) -> tuple[list[str], int]:
-    """Batches that the manifest has and the ranking has not, and the number of all; none while there is no manifest."""
+def unscored_batches(run_dir: Path) -> tuple[int, set[str]]:
+    """Number of batches in the manifest, and those of them that have no scores; (0, none) without a manifest."""
     table = run_dir / "manifest" / "batches.tsv"
     if not table.exists():
-        return [], 0
-    done = {path.stem for path in (run_dir / "ranking").glob("*.parquet")}
-    names = [row["batch"] for row in read_batches(table)]
-    return [name for name in names if name not in done], len(names)
+        return 0, set()
+    names = {row["batch"] for row in read_batches(table)}
+    return len(names), names - {path.stem for path in (run_dir / "scores").glob("*.parquet")}
 
 
 def has_children(pid: int) -> bool:

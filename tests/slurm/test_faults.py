@@ -252,3 +252,26 @@ def test_drain_and_cancel_leave_nothing_at_work(run, finished):
     run.speechmill_popen("resume", "results/demo")
     run.end()
     settled(run, finished)
+
+
+def test_a_batch_that_always_fails_is_reported_and_nothing_published(run, finished):
+    table = run.results / "manifest" / "clips-00001.parquet"
+    whole = table.read_bytes()
+    table.write_bytes(whole + b"damaged")
+    run.begin("--retries", "1")
+    output = run.end(status=1)
+    assert len(run.states("enhance clips-00001")) == 2
+    assert "1 of 3 batches failed: clips-00001" in output
+    assert "nothing is published" in output
+    assert not (run.results / "published").exists()
+    summary = read_json(run.results / "report" / "summary.json")
+    assert summary["failed_batches"] == {"clips-00001": 4}
+    assert summary["errored_by"]["batch_failed"] == 4
+    assert sum(summary["clips"].values()) == 2 * summary["clips"]["input"] == 20
+    assert "1 of 3 batches failed" in (run.results / "report" / "report.html").read_text()
+    assert "failed: enhance clips-00001, attempt 2" in run.speechmill("status", "results/demo").stdout
+
+    table.write_bytes(whole)
+    run.speechmill_popen("resume", "results/demo")
+    run.end()
+    settled(run, finished)

@@ -30,7 +30,9 @@ def command(tmp_path, monkeypatch):
 
     def make(name, text, status=0):
         script = tmp_path / name
-        script.write_text(f"#!/bin/sh\nwhile IFS= read -r line; do echo \"$line\"; done <<'END'\n{text}\nEND\nexit {status}\n")
+        script.write_text(
+            f"#!/bin/sh\nwhile IFS= read -r line; do echo \"$line\"; done <<'END'\n{text}\nEND\nexit {status}\n"
+        )
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
 
     yield make
