@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ WAITING = frozenset(
     {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 )
 RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
+PATIENCE = 1800.0
 FAILED = frozenset({"FAILED", "NODE_FAIL", "BOOT_FAIL"})  # where the node may be to blame
 
 
@@ -83,6 +85,22 @@ def jobs(prefix: str) -> list[Job]:
         if name.startswith(prefix + "_"):
             found.append(Job(job, state, node, reason, comment))
     return found
+
+
+def jobs_patiently(prefix: str, warn: Callable[[str], None]) -> list[Job]:
+    """Jobs of a run, as soon as Slurm answers; none if it does not for `PATIENCE` seconds."""
+    end = time.monotonic() + PATIENCE
+    warned = False
+    while True:
+        try:
+            return jobs(prefix)
+        except SlurmError as error:
+            if time.monotonic() > end:
+                return []
+            if not warned:
+                warn(f"{error}; retries wait for up to {PATIENCE / 60:.0f} min")
+                warned = True
+        time.sleep(min(10, PATIENCE / 10))
 
 
 def cancel(jobs: Collection[Job]) -> None:
@@ -215,10 +233,8 @@ def job_resources(
         if attempt == 1 or not asking or shutil.which("squeue") is None:
             return ""
         options = [f"--begin=now+{cluster['retry_delay_seconds']}"] if cluster["retry_delay_seconds"] else []
-        try:
-            nodes = failing_nodes(jobs(prefix))
-        except SlurmError:
-            nodes = []
+        # A retry while the controller is away would fail at once, and the next one, too.
+        nodes = failing_nodes(jobs_patiently(prefix, warn))
         if nodes:
             warn(f"{', '.join(nodes)}: jobs of several batches failed there and none succeeded; retries avoid it.")
             options.append(f"--exclude={','.join(nodes)}")

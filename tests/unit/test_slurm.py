@@ -67,12 +67,26 @@ def test_memory_and_time_grow_with_the_attempt_up_to_what_the_cluster_has(comman
     assert asked["slurm_extra"]({}, 2) == "--begin=now+300"
 
 
-def test_a_slurm_that_does_not_answer_stops_no_retry(command):
+def test_a_slurm_that_does_not_answer_stops_no_retry(command, monkeypatch):
+    monkeypatch.setattr(slurm, "PATIENCE", 0.2)
     command("sinfo", "slurm_load_partitions: Unable to contact slurm controller", 1)
     command("squeue", "slurm_load_jobs error: Unable to contact slurm controller", 1)
     asked = resources(retry_delay_seconds=0)
     assert asked["mem_mb"]({}, 2) == 131072
     assert asked["slurm_extra"]({}, 2) == ""
+
+
+def test_a_retry_waits_for_the_controller(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(slurm, "PATIENCE", 2)
+    command("squeue", "slurm_load_jobs error: Unable to contact slurm controller", 1)
+    said = []
+
+    def warn(message):
+        said.append(message)
+        command("squeue", "7|RUNNING|speechmill-x_1|n2|None|rule_report")  # it is back
+
+    assert [job.id for job in slurm.jobs_patiently("speechmill-x", warn)] == ["7"]
+    assert "Unable to contact" in said[0]
 
 
 def test_a_failing_node_is_left_out_of_retries_and_named(command):

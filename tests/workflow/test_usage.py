@@ -1,5 +1,7 @@
 """What a person types: dry runs, lint, mistakes, and Snakemake's own report."""
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -77,3 +79,29 @@ def test_a_source_may_be_parquet(finished, tmp_path):
     assert (run.results / "published" / "UPLOADED.json").is_file()
     assert not list((run.results / "enhanced").glob("*"))
     assert "Nothing to be done" in run.start().output
+
+
+@pytest.mark.parametrize(("arguments", "gpus"), [((), "gpu=0"), (("--resources", "gpu=4"), "gpu=1")])
+def test_workers_take_a_gpu_where_there_is_a_pool_of_them(finished, arguments, gpus):
+    """This machine's GPUs are the pool by default: CUDA_VISIBLE_DEVICES says that there are none."""
+    command = finished.command("-n", "--forcerun", "enhance", "score", *arguments)
+    environment = finished.environment() | {"CUDA_VISIBLE_DEVICES": ""}
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    workers = re.findall(r"^rule (?:enhance|score):.*?resources: (.*?)$", shown, re.MULTILINE | re.DOTALL)
+    assert len(workers) == 6
+    assert all(gpus in resources.split(", ") for resources in workers)
+
+
+def test_the_slurm_profile_plans_without_a_cluster_by_name_too(tmp_path):
+    """`make profiles` links it into the user's Snakemake configuration, and never replaces one of theirs."""
+    environment = os.environ | {"XDG_CONFIG_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    (tmp_path / "snakemake" / "local").mkdir(parents=True)
+    made = subprocess.run(["make", "profiles"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert made.returncode == 2
+    assert f"{tmp_path}/snakemake/local is yours" in made.stderr
+    assert (tmp_path / "snakemake" / "slurm").resolve() == ROOT / "profiles" / "slurm"
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "-n", "--profile", "slurm"]
+    command += ["--directory", str(tmp_path), "--config", "dataset=demo", f"source={{path: {tmp_path}}}"]
+    planned = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert planned.returncode == 0, planned.stdout + planned.stderr
+    assert "rule source" in planned.stdout
