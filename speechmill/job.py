@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +45,24 @@ def logged(job: Any) -> Iterator[None]:
             failed = False
         except SpeechmillError as error:
             _say(terminal, f"speechmill: {error}")
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            with suppress(OSError):  # a full disk costs lines of a log, not the message
+                print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(1)
         except Exception:
-            traceback.print_exc()
             _say(terminal, f"speechmill: {traceback.format_exc(limit=0).strip()} (see {path})")
+            with suppress(OSError):
+                traceback.print_exc()
             sys.exit(1)
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError):
+                    stream.flush()
             os.dup2(saved, 1)
             os.dup2(terminal, 2)
             os.close(saved)
             os.close(terminal)
-            file_away(path, failed)
+            with suppress(OSError):
+                file_away(path, failed)
 
 
 def file_away(log: Path, failed: bool) -> None:

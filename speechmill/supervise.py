@@ -6,6 +6,7 @@ What it looks at: the process, squeue (by the run's job names) and the files of 
 - a job that Slurm holds after its launch failed is released;
 - Snakemake waiting while Slurm has no job of the run, and nothing runs here, has forgotten jobs: killed, started again;
 - a Snakemake that was killed is started again, once no job of it can write any more;
+- where the file system was full, it waits for space and starts Snakemake again;
 - batches that failed for good are left out, so that there is a report of all others that names them.
 """
 
@@ -28,6 +29,8 @@ from speechmill.errors import SpeechmillError
 from speechmill.manifest import read_batches
 
 LOG = Path("logs") / "run.log"
+NO_SPACE = (b"No space left on device", b"Disk quota exceeded")
+SPACE = 2**20  # bytes: less is a full disk
 NOT_TAKEN_BACK = frozenset({"PREEMPTED", "NODE_FAIL"})  # the plugin waits for ever for Slurm to requeue these
 
 
@@ -60,6 +63,7 @@ class Supervisor:
     asked_to: str | None = None  # drain | cancel
     child: subprocess.Popen[bytes] | None = None
     since: str = ""  # start of the child, UTC
+    disk_was_full: bool = False  # so the child has said
     seen: set[str] = field(default_factory=set)  # Slurm jobs that this Snakemake had in the queue
     twice: set[str] = field(default_factory=set)  # to be mended if the next look shows them the same
 
@@ -81,13 +85,15 @@ class Supervisor:
                 return self.stopped()
             if status == 0:
                 return 0
-            if status > 0:
+            if status > 0 and not self.disk_was_full:
                 return self.without_failed_batches(status)
             restarts = 1 if self.progress() > before else restarts + 1
             if restarts > self.plan.max_restarts:
                 self.say(f"given up after {self.plan.max_restarts} restarts that brought nothing forward")
                 return 1
-            self.say(f"Snakemake ended by signal {-status}; it is started again (restart {restarts})")
+            why = f"ended by signal {-status}" if status < 0 else "failed while the file system was full"
+            self.say(f"Snakemake {why}; it is started again (restart {restarts})")
+            self.wait_for_space()
             if not self.settle(cancel=False):
                 return self.stopped()
             self.unlock()
@@ -113,6 +119,7 @@ class Supervisor:
         reader.start()
         self.seen.clear()
         self.since = utc_now()
+        self.disk_was_full = False
         quiet_since = time.monotonic()
         while True:
             try:
@@ -161,6 +168,19 @@ class Supervisor:
             slurm.call("scontrol", action, job.id)
             self.say(f"{job.work} (Slurm job {job.id}) was left alone: {why}; {action}d")
         self.twice = set(wrong) - self.twice
+
+    def wait_for_space(self) -> None:
+        """Wait while the results' file system has no space or no inodes."""
+        said = False
+        while self.asked_to is None:
+            free = os.statvfs(self.run_dir)
+            inodes = free.f_favail if free.f_files else 1000
+            if free.f_bavail * free.f_frsize >= SPACE and inodes >= 1000:
+                return
+            if not said:
+                self.say(f"the file system of {self.run_dir} is full: waiting for space")
+                said = True
+            time.sleep(self.plan.poll_seconds)
 
     def without_failed_batches(self, status: int) -> int:
         """After jobs failed for good: a report, and if so configured a publication, of the other batches."""
@@ -222,6 +242,7 @@ class Supervisor:
         assert child.stdout
         for line in child.stdout:
             self._write(line)
+            self.disk_was_full |= any(words in line for words in NO_SPACE)
 
     def _write(self, line: bytes) -> None:
         for descriptor in (self.log, sys.stderr.fileno()):

@@ -206,6 +206,15 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> SlurmRun:
     return run
 
 
+@pytest.fixture(scope="session")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> SlurmRun:
+    """From nothing to the sentinel, by `snakemake --profile profiles/slurm` alone; not to be changed: copy it."""
+    run = SlurmRun(tmp_path_factory.mktemp("profile") / "run", device="cpu", cluster=CLUSTER)
+    make_corpus(run.directory / "corpus")
+    run.first = run.plain()
+    return run
+
+
 @pytest.fixture
 def run(listed: SlurmRun, tmp_path: Path) -> Iterator[SlurmRun]:
     """A run of this test's own that begins with the enhance jobs."""

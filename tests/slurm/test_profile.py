@@ -4,20 +4,9 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-import pytest
 import yaml
 
-from ..runs import RESULTS, ROOT, make_corpus
-from .conftest import CLUSTER, SlurmRun
-
-
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory):
-    """From nothing to the sentinel, by `snakemake --profile profiles/slurm` alone."""
-    run = SlurmRun(tmp_path_factory.mktemp("profile") / "run", device="cpu", cluster=CLUSTER)
-    make_corpus(run.directory / "corpus")
-    run.first = run.plain()
-    return run
+from ..runs import RESULTS, ROOT
 
 
 def test_the_published_bytes_are_those_of_a_local_run(ended, finished):

@@ -82,6 +82,25 @@ def test_progress_starts_the_count_anew(plan, tmp_path):
     assert len((tmp_path / "starts").read_text()) == 7
 
 
+def test_after_a_full_disk_it_waits_for_space_and_starts_again(plan, monkeypatch):
+    class Full:
+        f_files, f_favail, f_frsize = 0, 0, 4096
+        looks = 0
+
+        @property
+        def f_bavail(self):
+            Full.looks += 1
+            return 0 if Full.looks < 4 else 10**6
+
+    monkeypatch.setattr(supervise.os, "statvfs", lambda path: Full())
+    body = "if n == 1: print('OSError: [Errno 28] No space left on device', flush=True); sys.exit(1)"
+    supervisor = Supervisor(plan(body))
+    assert supervisor.run() == 0
+    said = (supervisor.run_dir / "logs" / "run.log").read_text()
+    assert said.count("is full: waiting for space") == 1
+    assert Full.looks == 4
+
+
 def test_waiting_for_nothing_ends_and_is_started_again(plan, queue):
     supervisor = Supervisor(plan("if n == 1: time.sleep(60)", on_slurm=True))
     assert supervisor.run() == 0
