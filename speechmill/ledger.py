@@ -83,25 +83,37 @@ def check_batch(manifest_ids: Iterable[str], ledger: pa.Table, ranking: pa.Table
     Raises:
         LedgerError: names the batch, what is wrong, how many clips and the first few.
     """
-    expected = [str(name) for name in manifest_ids]
-    _same_ids(expected, ledger["id"].to_pylist(), "the ledger", batch)
-    _same_ids(expected, ranking["id"].to_pylist(), "the ranking", batch)
+    expected = (
+        pa.chunked_array([pa.array(manifest_ids, pa.string())])
+        if not isinstance(manifest_ids, pa.ChunkedArray)
+        else manifest_ids
+    )
+    unique = pc.count_distinct(expected).as_py() == len(expected)
+    for where, ids in (("the ledger", ledger["id"]), ("the ranking", ranking["id"])):
+        if not (unique and ids.equals(expected)):  # quick, and nearly always so
+            _same_ids(expected.to_pylist(), ids.to_pylist(), where, batch)
     reasons = sorted({column for columns in REASONS.values() for column in columns})
-    problems: dict[str, list[str]] = {}
-    for row in ranking.select(["id", "state", "closeness", *reasons]).to_pylist():
-        state = row["state"]
-        if state not in REASONS:
-            problems.setdefault(f"have the state {state!r}, which is none of {', '.join(STATES)}", []).append(row["id"])
-            continue
+    state = ranking["state"]
+    known = pc.is_in(state, value_set=pa.array(STATES))
+    problems: dict[str, pa.ChunkedArray] = {
+        f"have the state {name!r}, which is none of {', '.join(STATES)}": pc.equal(state, name)
+        for name in pc.unique(state.filter(pc.invert(known))).to_pylist()
+    }
+    for name, columns in REASONS.items():
         for column in reasons:
-            own = column in REASONS[state]
-            if own != (row[column] is not None):
-                problems.setdefault(f"are {state} {'without' if own else 'but with'} {column}", []).append(row["id"])
-        if state == "accepted" and row["closeness"] is None:
-            problems.setdefault("are accepted without closeness", []).append(row["id"])
-        if row["duplicate_of"] == row["id"]:
-            problems.setdefault("repeat themselves", []).append(row["id"])
-    _fail(batch, problems)
+            wrong = pc.is_null(ranking[column]) if column in columns else pc.is_valid(ranking[column])
+            problem = f"are {name} {'without' if column in columns else 'but with'} {column}"
+            problems[problem] = pc.and_(pc.equal(state, name), wrong)
+    problems["are accepted without closeness"] = pc.and_(pc.equal(state, "accepted"), pc.is_null(ranking["closeness"]))
+    problems["repeat themselves"] = pc.fill_null(pc.equal(ranking["duplicate_of"], ranking["id"]), False)
+    _fail(
+        batch,
+        {
+            problem: ranking["id"].filter(wrong).to_pylist()
+            for problem, wrong in problems.items()
+            if pc.any(wrong).as_py()
+        },
+    )
 
 
 def _same_ids(expected: list[str], found: list[str], where: str, batch: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from speechmill.errors import ConfigError, LedgerError
 from speechmill.ranking.profile import FrozenProfile, Gate
@@ -60,41 +61,71 @@ def rank_batch(
     scaled = scale_all(judged, profile.criteria, len(ids))
     close, coverage = closeness(scaled, [criterion.weight for criterion in profile.criteria])
     missed = [_missed_bound(gate, judged[gate.metric]) for gate in profile.gates]
-    repeats = duplicates.take(pc.index_in(ids, value_set=duplicates["id"]))["duplicate_of"].to_pylist()
-    failures = list(zip(aligned["error_class"].to_pylist(), aligned["message"].to_pylist(), strict=True))
+    shape = len(profile.gates), len(ids)
+    missing = np.array([np.isnan(judged[gate.metric]) for gate in profile.gates], bool).reshape(shape).T
+    missed_any = ~np.isnan(np.array(missed, np.float64).reshape(shape).T)
 
-    rows: list[dict[str, Any]] = []
-    for index, known in enumerate(ledger.select(REASONS).to_pylist()):
-        if known["state"] != "passed":
-            rows.append(known)
-            continue
-        error = _error(index, failures[index], scaled, coverage, judged, profile)
-        row: dict[str, Any] = {"coverage": float(coverage[index])} if failures[index][0] is None else {}
-        failed = [gate for gate, bounds in zip(profile.gates, missed, strict=True) if not np.isnan(bounds[index])]
-        if error is None:
-            row |= {"closeness": float(close[index]), "failed_gates": [gate.metric for gate in failed]}
-        if repeats[index] is not None:
-            row |= {"state": "duplicate", "duplicate_of": repeats[index]}
-        elif error is not None:
-            row |= {"state": "errored", "error_class": error[0], "message": error[1]}
-        elif failed:
-            first = profile.gates.index(failed[0])
-            row |= _rejection(failed[0].metric, judged[failed[0].metric][index], missed[first][index], failed[0].reason)
-        elif close[index] < profile.threshold:
-            row |= _rejection("closeness", close[index], profile.threshold, f"profile {profile.name}")
-        else:
-            row["state"] = "accepted"
-        rows.append(row)
+    passed = _mask(pc.equal(ledger["state"], "passed"))
+    failed = passed & _mask(pc.is_valid(aligned["error_class"]))
+    judgeable = passed & ~failed & (coverage >= profile.min_coverage - ROUNDING) & ~missing.any(1)
+    repeats = duplicates.take(pc.index_in(ids, value_set=duplicates["id"]))["duplicate_of"]
+    duplicate = passed & _mask(pc.is_valid(repeats))
+    errored = passed & ~duplicate & ~judgeable
+    gated = judgeable & ~duplicate & missed_any.any(1)
+    distant = judgeable & ~duplicate & ~gated & (close < profile.threshold)
+
+    cells = {name: ledger[name].to_numpy(zero_copy_only=False).copy() for name in REASONS}
+    for state, mask in (
+        ("accepted", passed),
+        ("rejected", gated | distant),
+        ("duplicate", duplicate),
+        ("errored", errored),
+    ):
+        cells["state"][mask] = state
+    failures = {name: aligned[name].to_numpy(zero_copy_only=False) for name in ("error_class", "message")}
+    for index in np.flatnonzero(errored).tolist():
+        failure = failures["error_class"][index], failures["message"][index]
+        cells["error_class"][index], cells["message"][index] = _error(index, failure, scaled, coverage, judged, profile)
+    for number, gate in enumerate(profile.gates):
+        _reject(
+            cells,
+            gated & (missed_any.argmax(1) == number),
+            gate.metric,
+            judged[gate.metric],
+            missed[number],
+            gate.reason,
+        )
+    _reject(cells, distant, "closeness", close, np.full(len(close), profile.threshold), f"profile {profile.name}")
 
     columns: dict[str, Any] = {name: ledger[name] for name in FROM_LEDGER}
     columns |= {name: column for name, column in description.items() if column is not None}
-    columns["batch"] = pa.array([batch] * len(ids), pa.string())
+    columns |= {
+        "batch": pa.array([batch] * len(ids), pa.string()),
+        "duplicate_of": pc.if_else(pa.array(duplicate), repeats, None),
+        "closeness": pa.array(close, mask=~judgeable),
+        "coverage": pa.array(coverage, mask=~passed | failed),
+        "failed_gates": _names([gate.metric for gate in profile.gates], missed_any, judgeable),
+    }
     for field in RANKING:
-        if field.name not in columns:
-            columns[field.name] = pa.array([row.get(field.name) for row in rows], field.type)
+        if field.name in cells:
+            columns[field.name] = pa.array(cells[field.name], field.type, from_pandas=True)  # NaN: no value
+        elif field.name not in columns:
+            columns[field.name] = pa.nulls(len(ids), field.type)
     columns |= {name: pc.cast(aligned[name], pa.float64()) for name in metric_names}
     schema = pa.schema([*RANKING, *(pa.field(name, pa.float64()) for name in metric_names)])
     return pa.table({name: columns[name] for name in schema.names}).cast(schema)
+
+
+def _mask(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    return column.to_numpy().astype(bool)
+
+
+def _names(names: list[str], chosen: NDArray[np.bool_], valid: NDArray[np.bool_]) -> pa.ListArray:
+    """For each row (N,) the names (G,) that `chosen` (N, G) has there; null where not `valid` (N,)."""
+    chosen = chosen & valid[:, None]
+    offsets = np.concatenate([[0], np.cumsum(chosen.sum(1))]).astype(np.int32)
+    values = pa.array(names, pa.string()).take(pa.array(np.nonzero(chosen)[1]))
+    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(~valid))
 
 
 def _error(
@@ -104,8 +135,8 @@ def _error(
     coverage: Array,
     judged: dict[str, Array],
     profile: FrozenProfile,
-) -> tuple[str, str] | None:
-    """Error class and message of a clip that cannot be judged, else None."""
+) -> tuple[str, str]:
+    """Error class and message of a clip that cannot be judged."""
     if failure[0] is not None:
         return failure[0], failure[1] or "scoring failed"
     if coverage[index] < profile.min_coverage - ROUNDING:
@@ -115,21 +146,21 @@ def _error(
             f"at least {profile.min_coverage:.3g} is needed; missing: {', '.join(missing)}"
         )
     ungated = [gate.metric for gate in profile.gates if np.isnan(judged[gate.metric][index])]
-    if ungated:
-        return "missing_metric", f"no value for the gates on {', '.join(ungated)} of profile {profile.name}"
-    return None
+    return "missing_metric", f"no value for the gates on {', '.join(ungated)} of profile {profile.name}"
 
 
-def _rejection(metric: str, value: float, threshold: float, reason: str) -> dict[str, Any]:
-    side = "below" if value < threshold else "above"
-    message = f"{metric} is {value:.6g}, {side} {threshold:.6g}" + (f" ({reason})" if reason else "")
-    return {
-        "state": "rejected",
-        "criterion": metric,
-        "value": float(value),
-        "threshold": float(threshold),
-        "message": message,
-    }
+def _reject(
+    cells: dict[str, NDArray[Any]], mask: NDArray[np.bool_], metric: str, values: Array, bounds: Array, reason: str
+) -> None:
+    """Write into `cells` why the clips of `mask` are rejected."""
+    tail = f" ({reason})" if reason else ""
+    cells["criterion"][mask] = metric
+    cells["value"][mask] = values[mask]
+    cells["threshold"][mask] = bounds[mask]
+    cells["message"][mask] = [
+        f"{metric} is {value:.6g}, {'below' if value < bound else 'above'} {bound:.6g}{tail}"
+        for value, bound in zip(values[mask].tolist(), bounds[mask].tolist(), strict=True)
+    ]
 
 
 def _missed_bound(gate: Gate, values: Array) -> Array:
@@ -147,14 +178,17 @@ def _numbers(column: pa.ChunkedArray) -> Array:
 
 def _check_ids(ledger: pa.Table, scores: pa.Table, batch: str) -> None:
     """Raise LedgerError unless the ids of `scores` are those of the passed rows, each once."""
-    passed = ledger.filter(pc.equal(ledger["state"], "passed"))["id"].to_pylist()
-    scored = scores["id"].to_pylist()
-    lost, unknown = sorted(set(passed) - set(scored)), sorted(set(scored) - set(passed))
+    passed = ledger.filter(pc.equal(ledger["state"], "passed"))["id"]
+    scored = scores["id"]
+    if passed.equals(scored) and pc.count_distinct(scored).as_py() == len(scored):
+        return  # in the same order, as the score job writes them
+    lost = sorted(set(passed.to_pylist()) - set(scored.to_pylist()))
+    unknown = sorted(set(scored.to_pylist()) - set(passed.to_pylist()))
     if lost:
         raise LedgerError(f"batch {batch}: {len(lost)} clips passed but were not scored: {', '.join(lost[:5])}")
     if unknown:
         raise LedgerError(f"batch {batch}: {len(unknown)} scored clips did not pass: {', '.join(unknown[:5])}")
-    if len(scored) != len(set(scored)) or len(passed) != len(set(passed)):
+    if any(pc.count_distinct(ids).as_py() != len(ids) for ids in (passed, scored)):
         raise LedgerError(f"batch {batch}: a clip is in the ledger or the scores twice")
 
 
