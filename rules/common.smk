@@ -1,6 +1,5 @@
 # Functions that the rules share: configuration, paths of a run, its batches.
 import functools
-import os
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ sys.path.insert(0, workflow.basedir)
 from speechmill import owner, slurm, versions
 from speechmill.attempts import AttemptLog
 from speechmill.config import dataset_file, missing_paths, profile_path, validate_config
-from speechmill.devices import visible_gpus
+from speechmill.devices import announce_gpus, announced_gpus, visible_gpus
 from speechmill.errors import SpeechmillError
 
 CONFIG_DIR = Path(workflow.basedir) / "config"
@@ -53,8 +52,9 @@ def begin_run():
     problems = missing_paths(config, CONFIG_DIR)
     if on_slurm():
         plugin = workflow.executor_settings
+        cluster = config["cluster"] | {"gpus_per_worker": gpus_per_worker()}
         problems += slurm.problems(
-            config["cluster"], run_prefix(), plugin.init_seconds_before_status_checks, plugin.status_command
+            cluster, run_prefix(), plugin.init_seconds_before_status_checks, plugin.status_command
         )
     if problems:
         raise SpeechmillError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
@@ -122,8 +122,8 @@ def gpus_per_worker():
         if "gpu" not in workflow.global_resources:
             workflow.register_resource("gpu", visible_gpus())
         pool = workflow.global_resources["gpu"].value
-        os.environ["SPEECHMILL_GPUS"] = str(min(pool, config["cluster"]["gpus_per_worker"]))
-    return int(os.environ.get("SPEECHMILL_GPUS", 0))
+        announce_gpus(min(pool, config["cluster"]["gpus_per_worker"]))
+    return announced_gpus()
 
 
 def on_slurm():
@@ -143,7 +143,7 @@ def run_prefix():
     return slurm.run_prefix(config["dataset"], Path(run_file("")))
 
 
-def job(memory_mb, gpus=0):
+def job(memory_mb=slurm.OTHER_MB, gpus=0):
     """Resources of a job on a cluster, by attempt."""
     asking = workflow.is_main_process
     return slurm.job_resources(config["cluster"], gpus, memory_mb, run_prefix(), asking, logger.warning)

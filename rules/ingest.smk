@@ -28,7 +28,7 @@ rule source:
     conda:
         "../envs/speechmill.yaml"
     resources:
-        **job(8000),
+        **job(),
     params:
         source=config["source"],
         fingerprint=source_state,
@@ -48,7 +48,7 @@ checkpoint manifest:
     conda:
         "../envs/speechmill.yaml"
     resources:
-        **job(8000),
+        **job(),
     params:
         source=config["source"],
         batch_size=config["batch_size"],

@@ -15,7 +15,7 @@ rule publish:
     conda:
         "../envs/speechmill.yaml"
     resources:
-        **job(8000),
+        **job(),
         upload_slots=1,
     params:
         version=versions.PUBLISH,

@@ -29,7 +29,7 @@ rule report:
     conda:
         "../envs/speechmill.yaml"
     resources:
-        **job(8000),
+        **job(),
     params:
         version=versions.REPORT,
         settings=config["report"],

@@ -11,6 +11,7 @@ from typing import IO
 
 from speechmill.errors import SpeechmillError
 
+PER_WORKER = "SPEECHMILL_GPUS"
 _held: list[IO[str]] = []  # locks of this process; the kernel drops them when it ends, however it ends
 
 
@@ -20,6 +21,16 @@ def visible_gpus() -> int:
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def announce_gpus(count: int) -> None:
+    """Tell the jobs that this Snakemake starts, wherever they run, how many GPUs each worker has."""
+    os.environ[PER_WORKER] = str(count)
+
+
+def announced_gpus() -> int:
+    """What the Snakemake that started this job announced."""
+    return int(os.environ.get(PER_WORKER, "0"))
 
 
 def device_of(gpus: int, setting: str = "auto") -> str:

@@ -39,6 +39,11 @@ class Owner:
         """Whether it works still. One on another machine counts as alive: from here nobody can tell."""
         return not self.is_here or (self.boot == _boot() and self.ticks == _ticks(self.pid) != 0)
 
+    @property
+    def watched_by(self) -> int | None:
+        """Process id of the `speechmill run` that looks after it, while that lives."""
+        return self.supervisor if self.supervisor and _fields(self.pid)[1:2] == [str(self.supervisor)] else None
+
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
 
@@ -95,8 +100,14 @@ def _boot() -> str:
 
 def _ticks(pid: int) -> int:
     """Start time of a process; 0 if there is none, or it is a zombie."""
+    fields = _fields(pid)
+    return 0 if not fields or fields[0] == "Z" else int(fields[19])
+
+
+def _fields(pid: int) -> list[str]:
+    """What follows the name in /proc/PID/stat: state, parent, ...; nothing if there is no such process."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return 0
-    return 0 if fields[0] == "Z" else int(fields[19])
+        return []
+    return text.rpartition(")")[2].split()

@@ -117,7 +117,7 @@ def stop(run_dir: Path, how: str, timeout: float = 180) -> None:
         raise SpeechmillError(f"{run_dir} is being worked on by {holder}; say this on {holder.host}")
     if holder and holder.is_alive:
         number = signal.SIGTERM if how == "drain" else signal.SIGINT
-        os.kill(holder.supervisor or holder.pid, number)
+        os.kill(holder.watched_by or holder.pid, number)
         if how == "drain":
             print(f"{holder} starts nothing new and ends with its running jobs; see speechmill status {run_dir}")
             return

@@ -25,7 +25,8 @@ WAITING = frozenset(
     {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 )
 RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
-PATIENCE = 1800.0
+PATIENCE = 1800.0  # seconds that a retry waits for a controller that does not answer
+OTHER_MB = 8000  # memory of jobs other than enhance and score
 FAILED = frozenset({"FAILED", "NODE_FAIL", "BOOT_FAIL"})  # where the node may be to blame
 
 
@@ -151,6 +152,17 @@ def problems(cluster: dict[str, Any], prefix: str, init_seconds: int, status_com
             found.append(
                 f"no node of {where} has a GPU: set cluster.gpu_partition, or cluster.gpus_per_worker=0 for the CPU"
             )
+        worker = "gpu_partition" if cluster["gpus_per_worker"] else "cpu_partition"
+        for key, asked, name in (
+            (worker, megabytes(cluster["memory_per_worker"]), "cluster.memory_per_worker"),
+            ("cpu_partition", OTHER_MB, "a job that is no worker"),
+        ):
+            minutes, largest = partition_limits(cluster[key])
+            where = f"partition {cluster[key]}" if cluster[key] else "the default partition"
+            if largest is not None and asked > largest:
+                found.append(f"{name} asks for {asked} MB, the largest node of {where} has {largest} MB")
+            if minutes is not None and cluster["hours"] * 60 > minutes:
+                found.append(f"cluster.hours is {cluster['hours']}, {where} allows {minutes / 60:g} (key {key})")
         alive = [job for job in jobs(prefix) if job.state in WAITING | RUNNING]
         if alive:
             found.append(
@@ -170,7 +182,7 @@ def _of_partition(partition: str | None) -> tuple[str, ...]:
 def partition_limits(partition: str | None) -> tuple[int | None, int | None]:
     """(minutes, megabytes) that a job of a partition (None: the default one) may ask for at most; None: no limit."""
     shown = call("sinfo", "--noheader", "--format=%P|%l|%m", *_of_partition(partition), timeout=10)
-    rows = [line.split("|") for line in shown.splitlines()]
+    rows = [line.split("|") for line in shown.splitlines() if line.count("|") == 2]
     if partition is None:
         rows = [row for row in rows if row[0].endswith("*")]
     minutes = [limit for _, time, _ in rows if (limit := parse_minutes(time)) is not None]

@@ -30,6 +30,12 @@ def test_a_living_owner_keeps_the_run(tmp_path, other):
     assert read_owner(tmp_path).pid == other.pid
 
 
+def test_a_supervisor_counts_only_while_it_lives(tmp_path, other):
+    mine = dataclasses.replace(read_owner(tmp_path), supervisor=os.getpid())
+    assert mine.watched_by == os.getpid()  # the parent of that process
+    assert dataclasses.replace(mine, supervisor=1).watched_by is None
+
+
 def test_a_dead_owner_does_not(tmp_path, other):
     other.kill()  # not waited for: a zombie is dead, too
     while read_owner(tmp_path).is_alive:

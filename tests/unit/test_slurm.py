@@ -144,6 +144,16 @@ def test_problems_are_said_all_at_once(command):
         assert part in said
 
 
+def test_more_than_the_cluster_has_is_said_before_the_first_job(command):
+    command("scontrol", "MinJobAge               = 300 sec")
+    command("squeue", "")
+    command("sinfo", "batch*|1-00:00:00|4000")  # whatever is asked: partition, time limit, memory
+    said = "\n".join(slurm.problems(CLUSTER | {"gpus_per_worker": 0, "hours": 36}, "speechmill-x", 40, "squeue"))
+    assert "cluster.memory_per_worker asks for 65536 MB, the largest node of partition batch has 4000 MB" in said
+    assert "cluster.hours is 36, partition batch allows 24" in said
+    assert "8000 MB" in said
+
+
 def test_without_slurm_the_message_says_where_to_go(command):
     (said,) = slurm.problems(CLUSTER, "speechmill-x", 40, "squeue")
     assert "not installed here" in said
