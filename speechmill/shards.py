@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from speechmill.errors import ClipError, SpeechmillError
 from speechmill.files import atomic_path
 
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -112,6 +113,28 @@ RANKING = pa.schema(
         pa.field("failed_gates", pa.list_(pa.string())),
     ]
 )
+
+
+@contextmanager
+def reading_shard(path: str | os.PathLike[str], clip_id: str | None = None) -> Iterator[None]:
+    """Around the reading of an enhanced shard, or of one clip of it: damage becomes one message.
+
+    Errors that are the machine's (memory, a failing disk) pass through: deleting the shard would not help.
+
+    Raises:
+        SpeechmillError: names the shard, the clip where it is known, and what to do.
+    """
+    try:
+        yield
+    except (pa.ArrowException, ClipError, OSError) as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+            raise
+        clip = f": clip {clip_id}" if clip_id else ""
+        what = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise SpeechmillError(
+            f"the enhanced shard {path} is damaged{clip}: {what}. "
+            "Delete that file and run again: its batch is enhanced anew"
+        ) from error
 
 
 class TableWriter:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from speechmill.audio.resample import resample
 from speechmill.engine import isolate, length_batches, pad
 from speechmill.errors import ClipError
 from speechmill.metrics import ClipBatch, load_groups, resolve_groups
-from speechmill.shards import ENHANCED, table_writer
+from speechmill.shards import ENHANCED, reading_shard, table_writer
 from speechmill.vad import SileroVad
 
 MODEL_RATE = 16_000
@@ -30,12 +31,17 @@ READ_ROWS = 512  # clips of a shard that are held at a time
 def score_batch(
     enhanced: Path, config: dict[str, Any], device: str, threads: int, batch_seconds: float, scores: Path
 ) -> dict[str, int]:
-    """Run the job; returns the number of clips scored and errored."""
+    """Run the job; returns the number of clips scored and errored.
+
+    Raises:
+        SpeechmillError: the shard, or a clip in it, is damaged: no clip's fault, so none becomes errored by it.
+    """
     torch.set_num_threads(threads)
     section = config["score"]
     groups, _ = load_groups(resolve_groups(section["metrics"]), device, section["squim_weights"])
     vad = SileroVad(device)
-    shard = pq.ParquetFile(enhanced)
+    with reading_shard(enhanced):
+        shard = pq.ParquetFile(enhanced)
     # The enhance job measured the input: those columns are carried over, so that ranking needs no audio.
     carried = [name for name in shard.schema_arrow.names if name not in ENHANCED.names]
     columns = sorted({metric.name for group in groups for metric in group.metrics} | set(carried))
@@ -64,9 +70,8 @@ def score_batch(
         table_writer(schema, scores) as writer,
         tqdm(total=shard.metadata.num_rows, desc=enhanced.stem, unit="clip", mininterval=5) as progress,
     ):
-        for chunk in shard.iter_batches(batch_size=READ_ROWS, columns=names):
-            rows = chunk.to_pylist()
-            clips = list(pool.map(_samples, (row["audio"]["bytes"] for row in rows)))
+        for rows in _read(shard, enhanced, names):
+            clips = list(pool.map(partial(_samples, enhanced), rows))
             results: list[dict[str, float] | ClipError] = [{}] * len(rows)
             for group in length_batches([len(clip) for clip in clips], int(batch_seconds * MODEL_RATE), 512):
                 measured = isolate(measure, [clips[i] for i in group], "score_failed")
@@ -85,7 +90,19 @@ def score_batch(
     return counts
 
 
-def _samples(data: bytes) -> np.ndarray:
+def _read(shard: pq.ParquetFile, path: Path, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a shard, READ_ROWS at a time."""
+    chunks = shard.iter_batches(batch_size=READ_ROWS, columns=columns)
+    while True:
+        with reading_shard(path):
+            chunk = next(chunks, None)
+        if chunk is None:
+            return
+        yield chunk.to_pylist()
+
+
+def _samples(shard: Path, row: dict[str, Any]) -> np.ndarray:
     """A clip of our own shard at MODEL_RATE."""
-    samples, rate = decode_flac(data)
+    with reading_shard(shard, row["id"]):
+        samples, rate = decode_flac((row["audio"] or {}).get("bytes") or b"")
     return resample(samples, rate, MODEL_RATE)

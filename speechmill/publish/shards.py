@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from speechmill.errors import LedgerError
-from speechmill.shards import AUDIO, ENHANCED, RANKING, leaf_paths
+from speechmill.shards import AUDIO, ENHANCED, RANKING, leaf_paths, reading_shard
 
 ROW_GROUP_ROWS = 100
 ROW_GROUP_BYTES = 256_000_000  # the Hub's viewer reads at most 300 MB for one request
@@ -131,7 +131,7 @@ def _count(found: Survey, ranking: pa.Table, accepted: pa.Table) -> None:
 
 def _locate(cells: list[tuple[int, int]], index: int, batch: Batch, accepted: pa.Table) -> tuple[np.ndarray, ...]:
     """`cell`, `row`, `size` and `split` of a batch's accepted clips; its row groups are added to `cells`."""
-    with pq.ParquetFile(batch.enhanced) as file:
+    with reading_shard(batch.enhanced), pq.ParquetFile(batch.enhanced) as file:
         enhanced = file.read(columns=["id", "duration"])
         groups = [file.metadata.row_group(g) for g in range(file.num_row_groups)]
     position = pc.index_in(accepted["id"].combine_chunks(), value_set=enhanced["id"].combine_chunks())
@@ -260,7 +260,8 @@ def _read(shard: Shard, found: Survey, schema: pa.Schema, profile: str) -> Itera
         with pq.ParquetFile(batch.enhanced) as file:
             own = [f.name for f in columns if f.name in file.schema_arrow.names and f.name not in scored]
             for group, rows in groups:
-                part = file.read_row_group(group, columns=[*own, "audio.bytes"])
+                with reading_shard(batch.enhanced):
+                    part = file.read_row_group(group, columns=[*own, "audio.bytes"])
                 audio = part["audio"]  # indexed, not taken from: a row group may hold more than Arrow's 2 GB offsets
                 data = [audio[int(row)]["bytes"].as_py() for row in rows]
                 part = part.select(own).take(pa.array(rows))
