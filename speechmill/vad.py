@@ -28,8 +28,8 @@ ENCODER_BLOCK = 8192  # chunks encoded at a time: bounds memory
 KNOWN_NETWORKS = {"e1122837f4154c511485fe0b9c64455f7b929c96fbb8d79fbdb336383ebd3720": "6.2.3"}
 
 
-def _weights() -> dict[str, torch.Tensor]:
-    """The 16 kHz network's weights from the installed package, which is not imported: that would set torch to one thread."""
+def _network() -> tuple[Path, str]:
+    """File and sha256 of the installed package's network. The package is not imported: that would set torch to one thread."""
     spec = importlib.util.find_spec("silero_vad")
     if spec is None or spec.origin is None:
         raise SpeechmillError("silero-vad is not installed: pip install 'silero-vad>=6.2.3'")
@@ -41,7 +41,22 @@ def _weights() -> dict[str, torch.Tensor]:
             f"silero-vad {version}: {path} is not a known Silero VAD network (sha256 {found}); "
             f"pip install silero-vad=={max(KNOWN_NETWORKS.values())}"
         )
-    state = torch.jit.load(str(path), map_location="cpu").state_dict()
+    return path, digest
+
+
+def vad_versions() -> dict[str, str]:
+    """The network's name and its sha256, as metric groups give theirs.
+
+    Raises:
+        SpeechmillError: the package is not installed, or its network is not known.
+    """
+    path, digest = _network()
+    return {f"silero-vad/{path.name}": digest}
+
+
+def _weights() -> dict[str, torch.Tensor]:
+    """The 16 kHz network's weights."""
+    state = torch.jit.load(str(_network()[0]), map_location="cpu").state_dict()
     return {name.removeprefix("_model."): value.float() for name, value in state.items() if name.startswith("_model.")}
 
 

@@ -6,7 +6,7 @@ decode, mono, resample -> voice activity, input metrics -> denoise -> guard -> t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,9 +30,10 @@ from speechmill.files import sha256_json
 from speechmill.manifest import read_batch
 from speechmill.metrics import INPUT_METRICS, ClipBatch, clip_ratio, dc_offset, measure_input_signal, peak_dbfs
 from speechmill.parallel import bounded_map
+from speechmill.preflight import as_preflight_found, check_models
 from speechmill.shards import ENHANCED, LEDGER, table_writer
 from speechmill.sources import Source
-from speechmill.vad import SileroVad, VadOptions, longest_pause_s, speech_seconds, speech_segments
+from speechmill.vad import SileroVad, VadOptions, longest_pause_s, speech_seconds, speech_segments, vad_versions
 
 MODEL_RATE = 16_000  # Silero, the guard and all metrics listen at this rate
 WINDOW_BATCHES = 8  # clips of this many device batches are held at a time
@@ -65,15 +66,15 @@ Outcome = Enhanced | ClipError | ClipRejection
 class Processor:
     """Models and settings of a job; `process` turns decoded clips into outcomes, one device batch at a time."""
 
-    def __init__(self, config: dict[str, Any], device: str, pool: ThreadPoolExecutor):
+    def __init__(self, config: dict[str, Any], found: Mapping[str, Any], device: str, pool: ThreadPoolExecutor):
         self.settings = config["enhance"]
         self.device = device
         self.pool = pool
-        self.vad = SileroVad(device)
+        with as_preflight_found():
+            self.vad = SileroVad(device)
+            check_models(vad_versions(), found)
+            self.enhancer: Enhancer | None = load_enhancer(found["enhancer"])
         self.vad_options = VadOptions(threshold=self.settings["vad_threshold"], pad_ms=0)
-        self.enhancer: Enhancer | None = (
-            None if self.settings["level"] == "none" else load_enhancer(self.settings["enhancer"], device)
-        )
         self.rate = int(self.settings["sampling_rate"])
         self.native_rate = self.enhancer.native_rate if self.enhancer else self.rate
         self.limits = DecodeLimits(
@@ -290,13 +291,18 @@ def enhance_batch(
     batch_json: Path,
     source: Source,
     config: dict[str, Any],
+    found: Mapping[str, Any],
     device: str,
     threads: int,
     batch_seconds: float,
     enhanced: Path,
     ledger: Path,
 ) -> dict[str, int]:
-    """Run the job; returns the number of clips by state. Both files appear complete or not at all."""
+    """Run the job; returns the number of clips by state. Both files appear complete or not at all.
+
+    Raises:
+        SpeechmillError: this node lacks what preflight `found`.
+    """
     description, table = read_batch(batch_json)
     torch.set_num_threads(threads)
     metric_fields = [pa.field(name, pa.float64()) for name in (*INPUT_METRICS, "denoise_removed_db", "longest_pause_s")]
@@ -309,7 +315,7 @@ def enhance_batch(
         table_writer(schema, enhanced, row_group_size=ROW_GROUP, uncompressed=AUDIO_COLUMNS) as shard_writer,
         tqdm(total=len(rows), desc=description["batch"], unit="clip", mininterval=5) as progress,
     ):
-        processor = Processor(config, device, pool)
+        processor = Processor(config, found, device, pool)
         items = zip(rows, source.read(description["source_file"], table), strict=True)
         loaded = zip(rows, bounded_map(pool, processor.load, items, ahead=4 * threads), strict=True)
         for window in _windows(loaded, WINDOW_BATCHES * batch_seconds):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,10 @@ from speechmill.audio.encode import decode_flac
 from speechmill.audio.resample import resample
 from speechmill.engine import isolate, length_batches, pad
 from speechmill.errors import ClipError
-from speechmill.metrics import ClipBatch, load_groups, resolve_groups
+from speechmill.metrics import ClipBatch
+from speechmill.preflight import as_preflight_found, check_models, load_found_groups
 from speechmill.shards import ENHANCED, reading_shard, table_writer
-from speechmill.vad import SileroVad
+from speechmill.vad import SileroVad, vad_versions
 
 MODEL_RATE = 16_000
 DESCRIPTIVE = ("duration", "variant", "variant_reason")  # what ranking and report need to know of the shard
@@ -29,17 +30,25 @@ READ_ROWS = 512  # clips of a shard that are held at a time
 
 
 def score_batch(
-    enhanced: Path, config: dict[str, Any], device: str, threads: int, batch_seconds: float, scores: Path
+    enhanced: Path,
+    config: dict[str, Any],
+    found: Mapping[str, Any],
+    device: str,
+    threads: int,
+    batch_seconds: float,
+    scores: Path,
 ) -> dict[str, int]:
     """Run the job; returns the number of clips scored and errored.
 
     Raises:
-        SpeechmillError: the shard, or a clip in it, is damaged: no clip's fault, so none becomes errored by it.
+        SpeechmillError: this node lacks what preflight `found`; or the shard, or a clip in it, is damaged, which is
+            no clip's fault, so none becomes errored by it.
     """
     torch.set_num_threads(threads)
-    section = config["score"]
-    groups, _ = load_groups(resolve_groups(section["metrics"]), device, section["squim_weights"])
-    vad = SileroVad(device)
+    with as_preflight_found():
+        groups = load_found_groups(found, device, config["score"]["squim_weights"])
+        vad = SileroVad(device)
+        check_models(vad_versions(), found)
     with reading_shard(enhanced):
         shard = pq.ParquetFile(enhanced)
     # The enhance job measured the input: those columns are carried over, so that ranking needs no audio.

@@ -1,5 +1,6 @@
 """The enhance job on real clips: one bad clip costs only itself, a machine's fault stops the job."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import soundfile
 import speechmill.enhance.job as job
 from speechmill.audio.encode import decode_flac
 from speechmill.config import validate_config
+from speechmill.errors import SpeechmillError
 from speechmill.manifest import build_manifest, describe_source, read_batches
 from speechmill.metrics import all_metrics
+from speechmill.preflight import preflight
 from speechmill.shards import ENHANCED
 from speechmill.sources import open_source
 
@@ -32,8 +35,8 @@ def corpus(tmp_path):
     return folder
 
 
-def run(tmp_path, corpus, **enhance):
-    """The rows of the shard and of the ledger, by source file."""
+def run(tmp_path, corpus, found=None, **enhance):
+    """The rows of the shard and of the ledger, by source file. `found` overrides what preflight finds."""
     source_section = {"kind": "folder", "path": str(corpus)}
     config = validate_config({"dataset": "x", "source": source_section, "enhance": enhance}, ROOT / "config")
     source = open_source(config)
@@ -41,7 +44,8 @@ def run(tmp_path, corpus, **enhance):
     (batch,) = read_batches(tmp_path / "manifest" / "batches.tsv")
     shard, ledger = tmp_path / "shard.parquet", tmp_path / "ledger.parquet"
     manifest = tmp_path / "manifest" / f"{batch['batch']}.json"
-    job.enhance_batch(manifest, source, config, "cpu", 1, 60, shard, ledger)
+    found = preflight(config, ROOT / "config", tmp_path) | (found or {})
+    job.enhance_batch(manifest, source, config, found, "cpu", 1, 60, shard, ledger)
     return tuple({row["source_file"]: row for row in pq.read_table(path).to_pylist()} for path in (shard, ledger))
 
 
@@ -120,3 +124,15 @@ def test_a_file_that_changed_since_it_was_listed_is_errored(tmp_path, corpus, mo
     _, ledger = run(tmp_path, corpus)
     assert ledger["0.wav"]["error_class"] == "changed"
     assert ledger["1.wav"]["state"] == "passed"
+
+
+def test_the_enhancer_is_the_one_that_preflight_found(tmp_path, corpus, monkeypatch):
+    shard, _ = run(tmp_path, corpus, found={"enhancer": "spectral_gate"})
+    assert {row["enhancer"] for row in shard.values()} == {"spectral_gate 1, moderate"}
+    (tmp_path / "shard.parquet").unlink()
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "pyrnnoise" else real(name, *a))
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu-17")
+    with pytest.raises(SpeechmillError, match=r"node gpu-17 .*pip install pyrnnoise"):
+        run(tmp_path, corpus, found={"enhancer": "rnnoise"})
+    assert not (tmp_path / "shard.parquet").exists()

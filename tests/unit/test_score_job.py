@@ -12,10 +12,12 @@ from speechmill.audio.encode import encode_flac
 from speechmill.errors import SpeechmillError
 from speechmill.files import sha256_file
 from speechmill.shards import ENHANCED, write_table
+from speechmill.vad import vad_versions
 
 from .metric_clips import RATE, speech_clips
 
-CONFIG = {"score": {"metrics": ["signal"], "squim_weights": None}}
+CONFIG = {"score": {"squim_weights": None}}
+FOUND = {"metric_groups": ["signal"], "models": vad_versions()}
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def shard(tmp_path):
 
 def score(shard, batch_seconds=60, threads=1):
     scores = shard.parent.parent / "scores.parquet"
-    job.score_batch(shard, CONFIG, "cpu", threads, batch_seconds, scores)
+    job.score_batch(shard, CONFIG, FOUND, "cpu", threads, batch_seconds, scores)
     return pq.read_table(scores).to_pylist()
 
 
@@ -103,3 +105,10 @@ def test_two_runs_write_the_same_bytes(shard):
     before = sha256_file(shard.parent.parent / "scores.parquet")
     score(shard)
     assert sha256_file(shard.parent.parent / "scores.parquet") == before
+
+
+def test_another_vad_than_preflights_is_refused_by_the_nodes_name(shard, monkeypatch):
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu-17")
+    monkeypatch.setitem(FOUND, "models", {"silero-vad/silero_vad.jit": "0" * 64})
+    with pytest.raises(SpeechmillError, match=r"node gpu-17 .*silero-vad/silero_vad\.jit"):
+        score(shard)
