@@ -137,14 +137,24 @@ def reading_shard(path: str | os.PathLike[str], clip_id: str | None = None) -> I
         ) from error
 
 
+ROW_GROUP_BYTES = (
+    256_000_000  # of audio: bounds what writers and readers hold, and stays below Arrow's 2 GB of a column
+)
+
+
 class TableWriter:
-    """Writes rows to a Parquet file as they come; the same rows give the same bytes however they arrive."""
+    """Writes a Parquet file from rows (`write`) or tables (`write_table`), never both.
+
+    Rows are cut into row groups by their number and the bytes of their audio alone, so the same rows in the same
+    order give the same file. Tables are cut anew at each call: their boundaries show.
+    """
 
     def __init__(self, path: Path, schema: pa.Schema, row_group_size: int, uncompressed: Sequence[str]):
         compression = {name: ("none" if name in uncompressed else "zstd") for name in leaf_paths(schema)}
         self._schema = schema
         self._row_group_size = row_group_size
         self._rows: list[dict[str, Any]] = []
+        self._audio_bytes = 0
         self._writer = pq.ParquetWriter(
             path,
             schema,
@@ -155,18 +165,22 @@ class TableWriter:
 
     def write(self, row: dict[str, Any]) -> None:
         """Add one row: a value per column, None where it is missing."""
+        size = sum(len(value["bytes"] or b"") for value in row.values() if isinstance(value, dict))
+        if self._audio_bytes + size > ROW_GROUP_BYTES:
+            self._flush()
         self._rows.append(row)
+        self._audio_bytes += size
         if len(self._rows) == self._row_group_size:
             self._flush()
 
     def write_table(self, table: pa.Table) -> None:
-        """Add all rows of a table (not to be mixed with `write`)."""
+        """Add all rows of a table."""
         self._writer.write_table(table.cast(self._schema), row_group_size=self._row_group_size)
 
     def _flush(self) -> None:
         if self._rows:
             self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
-            self._rows = []
+            self._rows, self._audio_bytes = [], 0
 
     def close(self) -> None:
         self._flush()

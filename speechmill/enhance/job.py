@@ -22,7 +22,7 @@ from speechmill.audio.decode import Decoded, DecodeLimits, decode
 from speechmill.audio.encode import encode_flac
 from speechmill.audio.loudness import integrated_loudness, normalization_gain_db, true_peak_dbtp
 from speechmill.audio.resample import resample
-from speechmill.engine import is_machine_fault, isolate, length_batches, pad
+from speechmill.engine import WINDOW_BATCHES, is_machine_fault, isolate, length_batches, pad, windows
 from speechmill.enhance import Enhancer, limit_attenuation, load_enhancer
 from speechmill.enhance.guard import Decision, GuardEvidence, GuardThresholds, choose_variant, measure_evidence
 from speechmill.errors import ClipError, ClipRejection
@@ -36,7 +36,6 @@ from speechmill.sources import Source
 from speechmill.vad import SileroVad, VadOptions, longest_pause_s, speech_seconds, speech_segments, vad_versions
 
 MODEL_RATE = 16_000  # Silero, the guard and all metrics listen at this rate
-WINDOW_BATCHES = 8  # clips of this many device batches are held at a time
 AUDIO_COLUMNS = ("audio.bytes", "original.bytes")
 ROW_GROUP = 100  # the Hub's advice for audio
 
@@ -318,7 +317,7 @@ def enhance_batch(
         processor = Processor(config, found, device, pool)
         items = zip(rows, source.read(description["source_file"], table), strict=True)
         loaded = zip(rows, bounded_map(pool, processor.load, items, ahead=4 * threads), strict=True)
-        for window in _windows(loaded, WINDOW_BATCHES * batch_seconds):
+        for window in windows(loaded, _held_seconds, WINDOW_BATCHES * batch_seconds):
             for row, decoded, outcome in _process_window(processor, window, batch_seconds):
                 entry = _ledger_row(row, decoded, outcome)
                 counts[entry["state"]] += 1
@@ -332,18 +331,8 @@ def enhance_batch(
 Loaded = tuple[dict[str, Any], Clip | ClipError | ClipRejection]
 
 
-def _windows(loaded: Iterator[Loaded], seconds: float, clips: int = 1024) -> Iterator[list[Loaded]]:
-    """Consecutive clips of about so many decoded seconds: what is held in memory at a time."""
-    window: list[Loaded] = []
-    held = 0.0
-    for item in loaded:
-        window.append(item)
-        held += item[1].decoded.duration if isinstance(item[1], Clip) else 0.0
-        if held >= seconds or len(window) >= clips:
-            yield window
-            window, held = [], 0.0
-    if window:
-        yield window
+def _held_seconds(loaded: Loaded) -> float:
+    return loaded[1].decoded.duration if isinstance(loaded[1], Clip) else 0.0
 
 
 def _process_window(

@@ -28,10 +28,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from speechmill.errors import LedgerError
-from speechmill.shards import AUDIO, ENHANCED, RANKING, leaf_paths, reading_shard
+from speechmill.shards import AUDIO, ENHANCED, RANKING, ROW_GROUP_BYTES, leaf_paths, reading_shard
 
 ROW_GROUP_ROWS = 100
-ROW_GROUP_BYTES = 256_000_000  # the Hub's viewer reads at most 300 MB for one request
 SCORES_ROWS = 1_000_000  # of one shard of scores, about
 SPLITS = ("train", "validation", "test")
 SPLIT_OF = {

@@ -112,3 +112,24 @@ def test_another_vad_than_preflights_is_refused_by_the_nodes_name(shard, monkeyp
     monkeypatch.setitem(FOUND, "models", {"silero-vad/silero_vad.jit": "0" * 64})
     with pytest.raises(SpeechmillError, match=r"node gpu-17 .*silero-vad/silero_vad\.jit"):
         score(shard)
+
+
+def test_what_is_held_is_bounded_by_seconds(shard, monkeypatch):
+    alike = score(shard)
+    held, loaded = [], []
+    real_batches, real_load = job.length_batches, job._load
+
+    def batches(lengths, *arguments):
+        held.append(sum(lengths) / RATE)
+        return real_batches(lengths, *arguments)
+
+    def load(*arguments):
+        loaded.append(len(held))
+        return real_load(*arguments)
+
+    monkeypatch.setattr(job, "length_batches", batches)
+    monkeypatch.setattr(job, "_load", load)
+    windowed = score(shard, batch_seconds=0.5)
+    assert held == [4.5, 4.5, 4.5, 4.5]  # 8 device batches of half a second are passed by the third clip
+    assert loaded[-1] > 0  # not all are decoded before the first are measured
+    assert [row["id"] for row in windowed] == [row["id"] for row in alike]
