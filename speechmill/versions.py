@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import metadata
 
 ENHANCE = 1
-SCORE = 1
+SCORE = 2
 RANK = 1
 REPORT = 1
 PUBLISH = 1
