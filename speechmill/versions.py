@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import metadata
 
-ENHANCE = 1
+ENHANCE = 2
 SCORE = 2
 RANK = 1
 REPORT = 1

@@ -196,7 +196,8 @@ class Processor:
         original_audio = dict(zip(spare, audio[len(published) :], strict=True))
         results = []
         for i, clip in enumerate(clips):
-            clip.measured["denoise_removed_db"] = float(removed[i])
+            # Of what is published: where the guard kept the original, nothing was removed.
+            clip.measured["denoise_removed_db"] = float(removed[i]) if decisions[i].variant == "enhanced" else 0.0
             start, stop = spans[i]
             values = {
                 "audio": {"bytes": audio[i], "path": f"{clip.row['id']}.flac"},

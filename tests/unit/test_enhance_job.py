@@ -60,6 +60,7 @@ def test_a_clip_carries_its_audio_its_provenance_and_its_measurements(tmp_path, 
         spans = row["trim_start_s"] + row["duration"] + row["trim_end_s"]
         assert spans == pytest.approx(row["input_duration"], abs=1e-3)
         assert (row["original"] is None) == (row["variant"] == "original")
+        assert (row["denoise_removed_db"] == 0) == (row["variant"] == "original")
         assert set(row) - set(ENHANCED.names) <= set(all_metrics())
         assert row["enhancer"].startswith("rnnoise")
         assert len(row["enhancer_sha256"]) == len(row["config_sha256"]) == 64
