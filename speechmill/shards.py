@@ -52,7 +52,7 @@ LEDGER = pa.schema(
         pa.field("threshold", pa.float64()),
         pa.field("error_class", pa.string()),
         pa.field("message", pa.string()),
-        pa.field("input_duration", pa.float64()),  # seconds decoded (header's claim where decoding failed)
+        pa.field("input_duration", pa.float64()),  # seconds decoded, null where it was not
         pa.field("input_sha256", pa.string()),  # of the encoded input
         pa.field("pcm_sha256", pa.string()),  # of the decoded mono samples and their rate
     ]

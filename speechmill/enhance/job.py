@@ -355,7 +355,7 @@ def _process_window(
 def _ledger_row(row: dict[str, Any], decoded: Decoded | None, outcome: Outcome) -> dict[str, Any]:
     entry = {name: row.get(name) for name in LEDGER.names}
     entry["state"] = "passed"
-    entry["input_duration"] = decoded.duration if decoded else row["header_duration"]
+    entry["input_duration"] = decoded.duration if decoded else None  # never what a header claims
     entry["input_sha256"] = decoded.input_sha256 if decoded else row["sha256"]
     entry["pcm_sha256"] = decoded.pcm_sha256 if decoded else None
     if isinstance(outcome, ClipError):

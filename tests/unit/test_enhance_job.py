@@ -137,3 +137,14 @@ def test_the_enhancer_is_the_one_that_preflight_found(tmp_path, corpus, monkeypa
     with pytest.raises(SpeechmillError, match=r"node gpu-17 .*pip install pyrnnoise"):
         run(tmp_path, corpus, found={"enhancer": "rnnoise"})
     assert not (tmp_path / "shard.parquet").exists()
+
+
+def test_what_was_not_decoded_has_no_duration_whatever_its_header_claims(tmp_path, corpus):
+    whole = (corpus / "0.wav").read_bytes()
+    (corpus / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    soundfile.write(corpus / "long.wav", np.zeros(20 * 16000, np.int16), 16000)
+    _, ledger = run(tmp_path, corpus, max_seconds=15)
+    assert (ledger["cut.wav"]["state"], ledger["long.wav"]["state"]) == ("errored", "rejected")
+    durations = {name: row["input_duration"] for name, row in ledger.items()}
+    assert durations.pop("cut.wav") is durations.pop("long.wav") is None
+    assert all(seconds > 0 for seconds in durations.values())
