@@ -1,12 +1,14 @@
 """The Parquet schemas that the stages exchange, and how a table is written.
 
-Metric columns are appended to these by name (float64, null where missing); `speechmill.metrics` declares them.
+Metric columns are appended to these by name (float64, null where missing); `speechmill.metrics` declares them. Enhanced
+shards, scores and rankings carry the models that made them, by name, in the schema's metadata (`with_models`).
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,16 @@ RANKING = pa.schema(
         pa.field("failed_gates", pa.list_(pa.string())),
     ]
 )
+
+
+def with_models(schema: pa.Schema, models: Mapping[str, str]) -> pa.Schema:
+    """The schema with the models (name -> sha256 or version) whose results a file holds."""
+    return schema.with_metadata({"models": json.dumps(models, sort_keys=True)})
+
+
+def models_of(schema: pa.Schema) -> dict[str, str]:
+    """What `with_models` wrote; empty where it did not."""
+    return json.loads((schema.metadata or {}).get(b"models", b"{}"))
 
 
 @contextmanager

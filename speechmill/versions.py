@@ -12,7 +12,7 @@ ENHANCE = 2
 SCORE = 2
 RANK = 1
 REPORT = 1
-PUBLISH = 1
+PUBLISH = 2
 
 PACKAGES = (
     "speechmill torch torchaudio numpy scipy soundfile soxr pyarrow onnxruntime silero-vad pyrnnoise speechmos "

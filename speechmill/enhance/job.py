@@ -31,7 +31,7 @@ from speechmill.manifest import read_batch
 from speechmill.metrics import INPUT_METRICS, ClipBatch, clip_ratio, dc_offset, measure_input_signal, peak_dbfs
 from speechmill.parallel import bounded_map
 from speechmill.preflight import as_preflight_found, check_models
-from speechmill.shards import ENHANCED, LEDGER, table_writer
+from speechmill.shards import ENHANCED, LEDGER, table_writer, with_models
 from speechmill.sources import Source
 from speechmill.vad import SileroVad, VadOptions, longest_pause_s, speech_seconds, speech_segments, vad_versions
 
@@ -306,7 +306,7 @@ def enhance_batch(
     description, table = read_batch(batch_json)
     torch.set_num_threads(threads)
     metric_fields = [pa.field(name, pa.float64()) for name in (*INPUT_METRICS, "denoise_removed_db", "longest_pause_s")]
-    schema = pa.schema([*ENHANCED, *metric_fields])
+    schema = with_models(pa.schema([*ENHANCED, *metric_fields]), vad_versions())
     counts = {"passed": 0, "rejected": 0, "errored": 0}
     rows = table.to_pylist()
     with (

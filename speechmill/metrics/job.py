@@ -22,7 +22,7 @@ from speechmill.errors import ClipError
 from speechmill.metrics import ClipBatch
 from speechmill.parallel import bounded_map
 from speechmill.preflight import as_preflight_found, check_models, load_found_groups
-from speechmill.shards import ENHANCED, reading_shard, table_writer
+from speechmill.shards import ENHANCED, reading_shard, table_writer, with_models
 from speechmill.vad import SileroVad, vad_versions
 
 MODEL_RATE = 16_000
@@ -49,7 +49,8 @@ def score_batch(
     with as_preflight_found():
         groups = load_found_groups(found, device, config["score"]["squim_weights"])
         vad = SileroVad(device)
-        check_models(vad_versions(), found)
+        models = vad_versions() | {name: version for group in groups for name, version in group.versions.items()}
+        check_models(models, found)
     with reading_shard(enhanced):
         shard = pq.ParquetFile(enhanced)
     # The enhance job measured the input: those columns are carried over, so that ranking needs no audio.
@@ -64,6 +65,7 @@ def score_batch(
             *(pa.field(name, pa.float64()) for name in columns),
         ]
     )
+    schema = with_models(schema, models)
 
     def measure(clips: Sequence[np.ndarray]) -> list[dict[str, float]]:
         batch, lengths = pad(clips, device, multiple=512)

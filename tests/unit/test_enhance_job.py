@@ -15,8 +15,9 @@ from speechmill.errors import SpeechmillError
 from speechmill.manifest import build_manifest, describe_source, read_batches
 from speechmill.metrics import all_metrics
 from speechmill.preflight import preflight
-from speechmill.shards import ENHANCED
+from speechmill.shards import ENHANCED, models_of
 from speechmill.sources import open_source
+from speechmill.vad import vad_versions
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = sorted((ROOT / "demo" / "speech").rglob("*.flac"))
@@ -65,6 +66,7 @@ def test_a_clip_carries_its_audio_its_provenance_and_its_measurements(tmp_path, 
         assert row["enhancer"].startswith("rnnoise")
         assert len(row["enhancer_sha256"]) == len(row["config_sha256"]) == 64
     pq_file = pq.ParquetFile(tmp_path / "shard.parquet")
+    assert models_of(pq_file.schema_arrow) == vad_versions()
     group = pq_file.metadata.row_group(0)
     compressions = {group.column(i).path_in_schema: group.column(i).compression for i in range(group.num_columns)}
     assert compressions["audio.bytes"] == "UNCOMPRESSED"

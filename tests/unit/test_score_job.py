@@ -11,7 +11,8 @@ import speechmill.metrics.job as job
 from speechmill.audio.encode import encode_flac
 from speechmill.errors import SpeechmillError
 from speechmill.files import sha256_file
-from speechmill.shards import ENHANCED, write_table
+from speechmill.metrics.signal import SignalGroup
+from speechmill.shards import ENHANCED, models_of, write_table
 from speechmill.vad import vad_versions
 
 from .metric_clips import RATE, speech_clips
@@ -57,6 +58,7 @@ def spoil_audio(path, number):
 def test_every_clip_of_a_shard_is_scored_in_its_order(shard):
     rows = score(shard)
     assert [row["id"] for row in rows] == [f"clip{n}" for n in range(12)]
+    assert models_of(pq.read_schema(shard.parent.parent / "scores.parquet")) == vad_versions() | SignalGroup().versions
     assert all(np.isfinite(row["snr_db"]) and row["error_class"] is None for row in rows)
 
 
