@@ -4,6 +4,7 @@
 rule enhance:
     input:
         batch=run_file("manifest/{batch}.json"),
+        preflight=ancient(run_file("preflight.json")),
     output:
         enhanced=audio_shard("enhanced/{batch}.parquet"),
         ledger=run_file("ledger/{batch}.enhance.parquet"),

@@ -4,6 +4,7 @@
 rule score:
     input:
         enhanced=run_file("enhanced/{batch}.parquet"),
+        preflight=ancient(run_file("preflight.json")),
     output:
         scores=run_file("scores/{batch}.parquet"),
     log:

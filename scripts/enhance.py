@@ -5,12 +5,14 @@ from speechmill.job import logged
 
 with logged(snakemake):
     from speechmill.enhance.job import enhance_batch
+    from speechmill.preflight import read_preflight
     from speechmill.sources import open_source
 
     counts = enhance_batch(
         Path(snakemake.input.batch),
         open_source(snakemake.config),
         snakemake.config,
+        read_preflight(Path(snakemake.input.preflight)),
         device_of(snakemake.resources.gpu, snakemake.config["device"]),
         snakemake.threads,
         snakemake.resources.batch_seconds,

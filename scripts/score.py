@@ -5,10 +5,12 @@ from speechmill.job import logged
 
 with logged(snakemake):
     from speechmill.metrics.job import score_batch
+    from speechmill.preflight import read_preflight
 
     counts = score_batch(
         Path(snakemake.input.enhanced),
         snakemake.config,
+        read_preflight(Path(snakemake.input.preflight)),
         device_of(snakemake.resources.gpu, snakemake.config["device"]),
         snakemake.threads,
         snakemake.resources.batch_seconds,

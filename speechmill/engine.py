@@ -6,7 +6,7 @@ them, so a clip's result does not depend on its batch-mates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -15,12 +15,29 @@ import torch
 from speechmill.errors import ClipError
 
 Item = TypeVar("Item")
+WINDOW_BATCHES = 8  # clips of this many device batches are held at a time: enough to find ones of similar length
 # What torch, CUDA's libraries, onnxruntime and Python say when it is the machine that fails.
 MACHINE_WORDS = (
     *("CUDA error", "cuDNN error", "cuFFT error", "CUBLAS", "out of memory", "can't allocate memory"),
     *("Cannot allocate memory", "Failed to allocate memory", "bad_alloc", "can't start new thread"),
 )
 Result = TypeVar("Result")
+
+
+def windows(
+    items: Iterable[Item], seconds: Callable[[Item], float], most: float, count: int = 1024
+) -> Iterator[list[Item]]:
+    """Consecutive items, cut where their seconds reach `most` or there are `count`: what is held at a time."""
+    window: list[Item] = []
+    held = 0.0
+    for item in items:
+        window.append(item)
+        held += seconds(item)
+        if held >= most or len(window) >= count:
+            yield window
+            window, held = [], 0.0
+    if window:
+        yield window
 
 
 def length_batches(lengths: Sequence[int], budget: int, multiple: int = 1) -> list[list[int]]:

@@ -1,17 +1,25 @@
-"""Checks before anything is computed: all the problems of a run at once, in a person's words."""
+"""Checks before anything is computed: all the problems of a run at once, in a person's words.
+
+What preflight finds installed binds the run: every job uses exactly that, or fails where it cannot.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from speechmill.config import missing_paths, profile_path
-from speechmill.errors import ConfigError
-from speechmill.metrics import ENHANCE_METRICS, all_metrics, load_groups, resolve_groups
+from speechmill.devices import node_name
+from speechmill.enhance import available_enhancer
+from speechmill.errors import ConfigError, SpeechmillError
+from speechmill.files import read_json
+from speechmill.metrics import ENHANCE_METRICS, MetricGroup, all_metrics, load_groups, resolve_groups
 from speechmill.ranking.profile import load_profile
+from speechmill.vad import vad_versions
 
 
 def preflight(config: dict[str, Any], config_dir: Path, run_dir: Path) -> dict[str, Any]:
@@ -37,6 +45,60 @@ def preflight(config: dict[str, Any], config_dir: Path, run_dir: Path) -> dict[s
     return report
 
 
+def read_preflight(path: Path) -> dict[str, Any]:
+    """What preflight found, for the jobs.
+
+    Raises:
+        SpeechmillError: the file is of a version that did not say yet what the jobs need.
+    """
+    found = read_json(path)
+    if not {"enhancer", "metric_groups", "models"} <= found.keys():
+        raise SpeechmillError(f"{path} is of an earlier version of speechmill; delete it and run again")
+    return found
+
+
+@contextmanager
+def as_preflight_found() -> Iterator[None]:
+    """Around the loading of models in a job: what preflight found but is not here is said with the node's name.
+
+    Raises:
+        SpeechmillError: in place of the one that says what cannot be loaded.
+    """
+    try:
+        yield
+    except SpeechmillError as error:
+        raise SpeechmillError(
+            f"node {node_name()} cannot compute what preflight found: {str(error).rstrip('.')}. Another attempt on "
+            "another node works; repair this one or keep jobs away from it. Where all nodes are like this, delete "
+            "preflight.json and run again, to check anew"
+        ) from error
+
+
+def load_found_groups(found: Mapping[str, Any], device: str, squim_weights: str | None) -> list[MetricGroup]:
+    """The metric groups that preflight found, with the same models.
+
+    Raises:
+        SpeechmillError: a group cannot be loaded here, or has other weights.
+    """
+    groups, missing = load_groups(found["metric_groups"], device, squim_weights)
+    if missing:
+        raise SpeechmillError("; ".join(f"metric group {skip.name}: {skip.reason}" for skip in missing))
+    check_models({name: version for group in groups for name, version in group.versions.items()}, found)
+    return groups
+
+
+def check_models(here: Mapping[str, str], found: Mapping[str, Any]) -> None:
+    """Compare weights (package/file -> sha256) with those of preflight; our own formulas are the same on every node.
+
+    Raises:
+        SpeechmillError: names the first that differs.
+    """
+    for name, version in here.items():
+        there = found["models"].get(name, "not there")
+        if "/" in name and version != there:
+            raise SpeechmillError(f"the weights {name} have the sha256 {version} here, preflight's are {there}")
+
+
 def _check_disk(config: dict[str, Any], run_dir: Path) -> list[str]:
     """Free space for the enhanced shards, once more for what is published, and as much again for originals."""
     source = Path(config["source"]["path"])
@@ -57,20 +119,18 @@ def _check_disk(config: dict[str, Any], run_dir: Path) -> list[str]:
 
 def _check_models(config: dict[str, Any], report: dict[str, Any]) -> list[str]:
     problems = []
-    if config["enhance"]["enhancer"] == "rnnoise" and importlib.util.find_spec("pyrnnoise") is None:
-        report["warnings"].append(
-            "pyrnnoise is not installed: the spectral gate takes its place (pip install pyrnnoise)"
-        )
     try:
+        report["enhancer"], warning = available_enhancer(config["enhance"])
+        report["warnings"] += [warning] if warning else []
         groups = resolve_groups(config["score"]["metrics"])
         loaded, skipped = load_groups(groups, "cpu", config["score"]["squim_weights"])
         report["metric_groups"] = [group.name for group in loaded]
         report["metrics"] = sorted({m.name for group in loaded for m in group.metrics} | set(ENHANCE_METRICS))
-        report["models"] = {name: version for group in loaded for name, version in group.versions.items()}
+        report["models"] = vad_versions() | {n: version for group in loaded for n, version in group.versions.items()}
         report["skipped_metrics"] = [{"name": skip.name, "reason": skip.reason} for skip in skipped]
         if not loaded:
             problems.append("none of the metric groups can be measured: " + "; ".join(skip.reason for skip in skipped))
-    except ConfigError as error:
+    except SpeechmillError as error:
         problems.append(str(error))
     return problems
 

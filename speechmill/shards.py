@@ -1,12 +1,14 @@
 """The Parquet schemas that the stages exchange, and how a table is written.
 
-Metric columns are appended to these by name (float64, null where missing); `speechmill.metrics` declares them.
+Metric columns are appended to these by name (float64, null where missing); `speechmill.metrics` declares them. Enhanced
+shards, scores and rankings carry the models that made them, by name, in the schema's metadata (`with_models`).
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from speechmill.errors import ClipError, SpeechmillError
 from speechmill.files import atomic_path
 
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -51,7 +54,7 @@ LEDGER = pa.schema(
         pa.field("threshold", pa.float64()),
         pa.field("error_class", pa.string()),
         pa.field("message", pa.string()),
-        pa.field("input_duration", pa.float64()),  # seconds decoded (header's claim where decoding failed)
+        pa.field("input_duration", pa.float64()),  # seconds decoded, null where it was not
         pa.field("input_sha256", pa.string()),  # of the encoded input
         pa.field("pcm_sha256", pa.string()),  # of the decoded mono samples and their rate
     ]
@@ -114,14 +117,56 @@ RANKING = pa.schema(
 )
 
 
+def with_models(schema: pa.Schema, models: Mapping[str, str]) -> pa.Schema:
+    """The schema with the models (name -> sha256 or version) whose results a file holds."""
+    return schema.with_metadata({"models": json.dumps(models, sort_keys=True)})
+
+
+def models_of(schema: pa.Schema) -> dict[str, str]:
+    """What `with_models` wrote; empty where it did not."""
+    return json.loads((schema.metadata or {}).get(b"models", b"{}"))
+
+
+@contextmanager
+def reading_shard(path: str | os.PathLike[str], clip_id: str | None = None) -> Iterator[None]:
+    """Around the reading of an enhanced shard, or of one clip of it: damage becomes one message.
+
+    Errors that are the machine's (memory, a failing disk) pass through: deleting the shard would not help.
+
+    Raises:
+        SpeechmillError: names the shard, the clip where it is known, and what to do.
+    """
+    try:
+        yield
+    except (pa.ArrowException, ClipError, OSError) as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+            raise
+        clip = f": clip {clip_id}" if clip_id else ""
+        what = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise SpeechmillError(
+            f"the enhanced shard {path} is damaged{clip}: {what}. "
+            "Delete that file and run again: its batch is enhanced anew"
+        ) from error
+
+
+ROW_GROUP_BYTES = (
+    256_000_000  # of audio: bounds what writers and readers hold, and stays below Arrow's 2 GB of a column
+)
+
+
 class TableWriter:
-    """Writes rows to a Parquet file as they come; the same rows give the same bytes however they arrive."""
+    """Writes a Parquet file from rows (`write`) or tables (`write_table`), never both.
+
+    Rows are cut into row groups by their number and the bytes of their audio alone, so the same rows in the same
+    order give the same file. Tables are cut anew at each call: their boundaries show.
+    """
 
     def __init__(self, path: Path, schema: pa.Schema, row_group_size: int, uncompressed: Sequence[str]):
         compression = {name: ("none" if name in uncompressed else "zstd") for name in leaf_paths(schema)}
         self._schema = schema
         self._row_group_size = row_group_size
         self._rows: list[dict[str, Any]] = []
+        self._audio_bytes = 0
         self._writer = pq.ParquetWriter(
             path,
             schema,
@@ -132,18 +177,22 @@ class TableWriter:
 
     def write(self, row: dict[str, Any]) -> None:
         """Add one row: a value per column, None where it is missing."""
+        size = sum(len(value["bytes"] or b"") for value in row.values() if isinstance(value, dict))
+        if self._audio_bytes + size > ROW_GROUP_BYTES:
+            self._flush()
         self._rows.append(row)
+        self._audio_bytes += size
         if len(self._rows) == self._row_group_size:
             self._flush()
 
     def write_table(self, table: pa.Table) -> None:
-        """Add all rows of a table (not to be mixed with `write`)."""
+        """Add all rows of a table."""
         self._writer.write_table(table.cast(self._schema), row_group_size=self._row_group_size)
 
     def _flush(self) -> None:
         if self._rows:
             self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
-            self._rows = []
+            self._rows, self._audio_bytes = [], 0
 
     def close(self) -> None:
         self._flush()

@@ -28,8 +28,8 @@ ENCODER_BLOCK = 8192  # chunks encoded at a time: bounds memory
 KNOWN_NETWORKS = {"e1122837f4154c511485fe0b9c64455f7b929c96fbb8d79fbdb336383ebd3720": "6.2.3"}
 
 
-def _weights() -> dict[str, torch.Tensor]:
-    """The 16 kHz network's weights from the installed package, which is not imported: that would set torch to one thread."""
+def _network() -> tuple[Path, str]:
+    """File and sha256 of the installed package's network. The package is not imported: that would set torch to one thread."""
     spec = importlib.util.find_spec("silero_vad")
     if spec is None or spec.origin is None:
         raise SpeechmillError("silero-vad is not installed: pip install 'silero-vad>=6.2.3'")
@@ -41,7 +41,22 @@ def _weights() -> dict[str, torch.Tensor]:
             f"silero-vad {version}: {path} is not a known Silero VAD network (sha256 {found}); "
             f"pip install silero-vad=={max(KNOWN_NETWORKS.values())}"
         )
-    state = torch.jit.load(str(path), map_location="cpu").state_dict()
+    return path, digest
+
+
+def vad_versions() -> dict[str, str]:
+    """The network's name and its sha256, as metric groups give theirs.
+
+    Raises:
+        SpeechmillError: the package is not installed, or its network is not known.
+    """
+    path, digest = _network()
+    return {f"silero-vad/{path.name}": digest}
+
+
+def _weights() -> dict[str, torch.Tensor]:
+    """The 16 kHz network's weights."""
+    state = torch.jit.load(str(_network()[0]), map_location="cpu").state_dict()
     return {name.removeprefix("_model."): value.float() for name, value in state.items() if name.startswith("_model.")}
 
 
@@ -74,19 +89,24 @@ class SileroVad:
         padded = functional.pad(batch, (CONTEXT, steps * CHUNK - size))
         chunks = padded.unfold(1, CHUNK + CONTEXT, CHUNK)  # (B, T, 576)
         valid = torch.arange(steps, device=batch.device)[None] < (-(-lengths // CHUNK))[:, None]
-        encoded = batch.new_zeros(batch.shape[0], steps, 128)
+        # Never one row or one chunk alone: a product with a single row is summed in another order than one with more,
+        # and a clip's probabilities must not tell whether it had batch-mates.
+        encoded = batch.new_zeros(max(2, batch.shape[0]), steps, 128)
         # Only chunks that hold samples are encoded: the encoder is nine tenths of the work.
         present = chunks[valid]
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             blocks = [self._encode(present[i : i + ENCODER_BLOCK]) for i in range(0, len(present), ENCODER_BLOCK)]
             if blocks:
-                encoded[valid] = torch.cat(blocks)
-            hidden, _ = self.lstm(encoded.transpose(0, 1))
-        logits = functional.relu(hidden) @ self.out_weight + self.out_bias
-        return torch.sigmoid(logits).transpose(0, 1) * valid
+                encoded[: batch.shape[0]][valid] = torch.cat(blocks)
+            hidden = self.lstm(encoded.transpose(0, 1))[0][:, : batch.shape[0]]
+        # Neither a matrix product nor torch's sigmoid: both compute the ends of an array in another way than the rest.
+        logits = (functional.relu(hidden) * self.out_weight).sum(-1) + self.out_bias
+        return (1 / (1 + torch.exp(-logits))).transpose(0, 1) * valid
 
     def _encode(self, chunks: torch.Tensor) -> torch.Tensor:
         """(N, 576) -> (N, 128): magnitudes of 4 frames, then four convolutions that end in one step."""
+        if len(chunks) == 1:
+            return self._encode(chunks.expand(2, -1))[:1]
         frames = functional.pad(chunks[:, None], (0, 64), "reflect")
         spectrum = functional.conv1d(frames, self.basis, stride=128)
         x = torch.sqrt(spectrum[:, :129] ** 2 + spectrum[:, 129:] ** 2)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from importlib import metadata
 
-ENHANCE = 1
-SCORE = 1
+ENHANCE = 2
+SCORE = 2
 RANK = 1
 REPORT = 1
-PUBLISH = 1
+PUBLISH = 2
 
 PACKAGES = (
     "speechmill torch torchaudio numpy scipy soundfile soxr pyarrow onnxruntime silero-vad pyrnnoise speechmos "

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 
@@ -28,27 +28,41 @@ class Enhancer(Protocol):
         """
 
 
-def load_enhancer(name: str, device: str) -> Enhancer | None:
-    """The enhancer that a configuration names; None for `none`.
+def load_enhancer(name: str) -> Enhancer | None:
+    """The enhancer of that name; None for `none`. The built-in ones find the device in their input.
 
-    Without the pyrnnoise package the spectral gate takes RNNoise's place: with a warning, and under its own name.
-    Raises SpeechmillError for a name that is not known. Both built-in enhancers find the device in their input.
+    Raises:
+        SpeechmillError: the name is not known, or the enhancer's package is not installed here.
     """
     if name == "none":
         return None
     if name == "rnnoise":
-        if importlib.util.find_spec("pyrnnoise") is not None:
-            from speechmill.enhance.rnnoise import RNNoise
+        if importlib.util.find_spec("pyrnnoise") is None:
+            raise SpeechmillError("pyrnnoise is not installed (pip install pyrnnoise)")
+        from speechmill.enhance.rnnoise import RNNoise
 
-            return RNNoise()
-        logging.getLogger(__name__).warning(
-            "pyrnnoise is not installed: the spectral gate takes the place of RNNoise (pip install pyrnnoise)"
-        )
-    elif name != "spectral_gate":
-        raise SpeechmillError(f"enhancer {name!r} is not known; there are rnnoise, spectral_gate and none")
-    from speechmill.enhance.spectral_gate import SpectralGate
+        return RNNoise()
+    if name == "spectral_gate":
+        from speechmill.enhance.spectral_gate import SpectralGate
 
-    return SpectralGate()
+        return SpectralGate()
+    raise SpeechmillError(f"enhancer {name!r} is not known; there are rnnoise, spectral_gate and none")
+
+
+def available_enhancer(section: Mapping[str, Any]) -> tuple[str, str | None]:
+    """What an `enhance` section means on this machine: the name for `load_enhancer`, and a warning or None.
+
+    Where RNNoise cannot be loaded, the spectral gate takes its place, under its own name.
+    """
+    if section["level"] == "none" or section["enhancer"] == "none":
+        return "none", None
+    try:
+        load_enhancer(section["enhancer"])
+        return section["enhancer"], None
+    except SpeechmillError as error:
+        if section["enhancer"] != "rnnoise":
+            raise
+        return "spectral_gate", f"{error}: the spectral gate takes the place of RNNoise"
 
 
 def limit_attenuation(original: torch.Tensor, denoised: torch.Tensor, level: str) -> torch.Tensor:

@@ -6,7 +6,7 @@ decode, mono, resample -> voice activity, input metrics -> denoise -> guard -> t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from speechmill.audio.decode import Decoded, DecodeLimits, decode
 from speechmill.audio.encode import encode_flac
 from speechmill.audio.loudness import integrated_loudness, normalization_gain_db, true_peak_dbtp
 from speechmill.audio.resample import resample
-from speechmill.engine import is_machine_fault, isolate, length_batches, pad
+from speechmill.engine import WINDOW_BATCHES, is_machine_fault, isolate, length_batches, pad, windows
 from speechmill.enhance import Enhancer, limit_attenuation, load_enhancer
 from speechmill.enhance.guard import Decision, GuardEvidence, GuardThresholds, choose_variant, measure_evidence
 from speechmill.errors import ClipError, ClipRejection
@@ -30,12 +30,12 @@ from speechmill.files import sha256_json
 from speechmill.manifest import read_batch
 from speechmill.metrics import INPUT_METRICS, ClipBatch, clip_ratio, dc_offset, measure_input_signal, peak_dbfs
 from speechmill.parallel import bounded_map
-from speechmill.shards import ENHANCED, LEDGER, table_writer
+from speechmill.preflight import as_preflight_found, check_models
+from speechmill.shards import ENHANCED, LEDGER, table_writer, with_models
 from speechmill.sources import Source
-from speechmill.vad import SileroVad, VadOptions, longest_pause_s, speech_seconds, speech_segments
+from speechmill.vad import SileroVad, VadOptions, longest_pause_s, speech_seconds, speech_segments, vad_versions
 
 MODEL_RATE = 16_000  # Silero, the guard and all metrics listen at this rate
-WINDOW_BATCHES = 8  # clips of this many device batches are held at a time
 AUDIO_COLUMNS = ("audio.bytes", "original.bytes")
 ROW_GROUP = 100  # the Hub's advice for audio
 
@@ -65,15 +65,15 @@ Outcome = Enhanced | ClipError | ClipRejection
 class Processor:
     """Models and settings of a job; `process` turns decoded clips into outcomes, one device batch at a time."""
 
-    def __init__(self, config: dict[str, Any], device: str, pool: ThreadPoolExecutor):
+    def __init__(self, config: dict[str, Any], found: Mapping[str, Any], device: str, pool: ThreadPoolExecutor):
         self.settings = config["enhance"]
         self.device = device
         self.pool = pool
-        self.vad = SileroVad(device)
+        with as_preflight_found():
+            self.vad = SileroVad(device)
+            check_models(vad_versions(), found)
+            self.enhancer: Enhancer | None = load_enhancer(found["enhancer"])
         self.vad_options = VadOptions(threshold=self.settings["vad_threshold"], pad_ms=0)
-        self.enhancer: Enhancer | None = (
-            None if self.settings["level"] == "none" else load_enhancer(self.settings["enhancer"], device)
-        )
         self.rate = int(self.settings["sampling_rate"])
         self.native_rate = self.enhancer.native_rate if self.enhancer else self.rate
         self.limits = DecodeLimits(
@@ -196,7 +196,8 @@ class Processor:
         original_audio = dict(zip(spare, audio[len(published) :], strict=True))
         results = []
         for i, clip in enumerate(clips):
-            clip.measured["denoise_removed_db"] = float(removed[i])
+            # Of what is published: where the guard kept the original, nothing was removed.
+            clip.measured["denoise_removed_db"] = float(removed[i]) if decisions[i].variant == "enhanced" else 0.0
             start, stop = spans[i]
             values = {
                 "audio": {"bytes": audio[i], "path": f"{clip.row['id']}.flac"},
@@ -290,17 +291,22 @@ def enhance_batch(
     batch_json: Path,
     source: Source,
     config: dict[str, Any],
+    found: Mapping[str, Any],
     device: str,
     threads: int,
     batch_seconds: float,
     enhanced: Path,
     ledger: Path,
 ) -> dict[str, int]:
-    """Run the job; returns the number of clips by state. Both files appear complete or not at all."""
+    """Run the job; returns the number of clips by state. Both files appear complete or not at all.
+
+    Raises:
+        SpeechmillError: this node lacks what preflight `found`.
+    """
     description, table = read_batch(batch_json)
     torch.set_num_threads(threads)
     metric_fields = [pa.field(name, pa.float64()) for name in (*INPUT_METRICS, "denoise_removed_db", "longest_pause_s")]
-    schema = pa.schema([*ENHANCED, *metric_fields])
+    schema = with_models(pa.schema([*ENHANCED, *metric_fields]), vad_versions())
     counts = {"passed": 0, "rejected": 0, "errored": 0}
     rows = table.to_pylist()
     with (
@@ -309,10 +315,10 @@ def enhance_batch(
         table_writer(schema, enhanced, row_group_size=ROW_GROUP, uncompressed=AUDIO_COLUMNS) as shard_writer,
         tqdm(total=len(rows), desc=description["batch"], unit="clip", mininterval=5) as progress,
     ):
-        processor = Processor(config, device, pool)
+        processor = Processor(config, found, device, pool)
         items = zip(rows, source.read(description["source_file"], table), strict=True)
         loaded = zip(rows, bounded_map(pool, processor.load, items, ahead=4 * threads), strict=True)
-        for window in _windows(loaded, WINDOW_BATCHES * batch_seconds):
+        for window in windows(loaded, _held_seconds, WINDOW_BATCHES * batch_seconds):
             for row, decoded, outcome in _process_window(processor, window, batch_seconds):
                 entry = _ledger_row(row, decoded, outcome)
                 counts[entry["state"]] += 1
@@ -326,18 +332,8 @@ def enhance_batch(
 Loaded = tuple[dict[str, Any], Clip | ClipError | ClipRejection]
 
 
-def _windows(loaded: Iterator[Loaded], seconds: float, clips: int = 1024) -> Iterator[list[Loaded]]:
-    """Consecutive clips of about so many decoded seconds: what is held in memory at a time."""
-    window: list[Loaded] = []
-    held = 0.0
-    for item in loaded:
-        window.append(item)
-        held += item[1].decoded.duration if isinstance(item[1], Clip) else 0.0
-        if held >= seconds or len(window) >= clips:
-            yield window
-            window, held = [], 0.0
-    if window:
-        yield window
+def _held_seconds(loaded: Loaded) -> float:
+    return loaded[1].decoded.duration if isinstance(loaded[1], Clip) else 0.0
 
 
 def _process_window(
@@ -359,7 +355,7 @@ def _process_window(
 def _ledger_row(row: dict[str, Any], decoded: Decoded | None, outcome: Outcome) -> dict[str, Any]:
     entry = {name: row.get(name) for name in LEDGER.names}
     entry["state"] = "passed"
-    entry["input_duration"] = decoded.duration if decoded else row["header_duration"]
+    entry["input_duration"] = decoded.duration if decoded else None  # never what a header claims
     entry["input_sha256"] = decoded.input_sha256 if decoded else row["sha256"]
     entry["pcm_sha256"] = decoded.pcm_sha256 if decoded else None
     if isinstance(outcome, ClipError):

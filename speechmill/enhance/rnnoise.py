@@ -38,7 +38,10 @@ def _library() -> tuple[ctypes.CDLL, str]:
     path = next((p for p in found if p.suffix in (".so", ".dylib", ".dll")), None)
     if path is None:
         raise SpeechmillError("the RNNoise library is not there: pip install pyrnnoise")
-    library = ctypes.CDLL(str(path))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:  # another architecture or C library
+        raise SpeechmillError(f"the RNNoise library cannot be loaded: {error}") from error
     library.rnnoise_create.restype = ctypes.c_void_p
     library.rnnoise_create.argtypes = [ctypes.c_void_p]
     library.rnnoise_process_frame.restype = ctypes.c_float

@@ -61,7 +61,7 @@ class MetricGroup(Protocol):
     def measure(self, clips: ClipBatch) -> dict[str, np.ndarray]:
         """Metric name -> (B,) float64; NaN where a clip cannot be measured, never infinite.
 
-        A clip's value does not depend on its batch-mates (relative 1e-4) or on padding.
+        A clip's value does not depend on its batch-mates or on padding, to the last bit.
         """
         ...
 

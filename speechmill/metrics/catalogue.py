@@ -79,7 +79,13 @@ INPUT_METRICS: dict[str, Metric] = {
 
 ENHANCE_METRICS: dict[str, Metric] = INPUT_METRICS | {
     "denoise_removed_db": Metric(
-        "denoise_removed_db", "dB", 0, 20, "cost", "Level that denoising removed within speech", "enhance stage"
+        "denoise_removed_db",
+        "dB",
+        0,
+        20,
+        "cost",
+        "Level that denoising removed within speech, 0 where the original is published",
+        "enhance stage",
     ),
     "longest_pause_s": Metric("longest_pause_s", "s", 0, 60, "cost", "Longest pause between speech", "Silero VAD"),
 }

@@ -50,7 +50,6 @@ class DistillMosGroup:
 
     @torch.inference_mode()
     def measure(self, clips: ClipBatch) -> dict[str, np.ndarray]:
-        # TF32 would make a window's score depend on the kernel that its batch size selects.
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             mos = mean_over_windows(clips, window_starts, cut_window, self.model, 1, self.at_once)
         return {"distillmos": mos[:, 0]}

@@ -26,6 +26,7 @@ SNR_SPEECH_PROBABILITY = 0.6  # higher than for trimming: doubtful frames shall 
 NOISE_QUANTILE = 0.05
 SNR_BANDS = 40
 DIGITAL_SILENCE = 1e-11  # mean square; -110 dBFS, below any 16-bit noise
+MIN_FRAMES = 32  # products with fewer rows are summed in another order: a short clip would tell if it was alone
 PEAK_TOLERANCE = 1e-3
 BANDWIDTH_DROP_DB = 50.0
 DECAY_BANDS = 24
@@ -53,9 +54,10 @@ def masked_quantile(values: Tensor, valid: Tensor, quantile: float) -> Tensor:
 
 
 def whole_frames(samples: Tensor, lengths: Tensor, size: int, hop: int) -> tuple[Tensor, Tensor]:
-    """Frames (B, T, size), a view, and which of them lie within their clip, (B, T) bool."""
-    if samples.shape[1] < size:
-        samples = torch.nn.functional.pad(samples, (0, size - samples.shape[1]))
+    """Frames (B, T, size), a view, and which of them lie within their clip, (B, T) bool; T is MIN_FRAMES or more."""
+    shortest = size + (MIN_FRAMES - 1) * hop
+    if samples.shape[1] < shortest:
+        samples = torch.nn.functional.pad(samples, (0, shortest - samples.shape[1]))
     frames = samples.unfold(1, size, hop)
     inside = (lengths - size).div(hop, rounding_mode="floor") + 1
     return frames, torch.arange(frames.shape[1], device=samples.device) < inside[:, None]

@@ -28,10 +28,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from speechmill.errors import LedgerError
-from speechmill.shards import AUDIO, ENHANCED, RANKING, leaf_paths
+from speechmill.shards import AUDIO, ENHANCED, RANKING, ROW_GROUP_BYTES, leaf_paths, models_of, reading_shard
 
 ROW_GROUP_ROWS = 100
-ROW_GROUP_BYTES = 256_000_000  # the Hub's viewer reads at most 300 MB for one request
 SCORES_ROWS = 1_000_000  # of one shard of scores, about
 SPLITS = ("train", "validation", "test")
 SPLIT_OF = {
@@ -43,8 +42,8 @@ OTHERS = "(others)"
 
 _HEAD = "id audio text language duration sampling_rate speaker_id source source_id source_split license"
 _TAIL = (
-    "closeness variant source_revision source_file source_row input_sha256 trim_start_s trim_end_s gain_db "
-    "enhancer enhancer_sha256 profile_sha256 config_sha256 code_version extra"
+    "closeness variant variant_reason source_revision source_file source_row input_sha256 trim_start_s trim_end_s gain_db "
+    "enhancer enhancer_sha256 models profile_sha256 config_sha256 code_version extra"
 )
 
 
@@ -131,7 +130,7 @@ def _count(found: Survey, ranking: pa.Table, accepted: pa.Table) -> None:
 
 def _locate(cells: list[tuple[int, int]], index: int, batch: Batch, accepted: pa.Table) -> tuple[np.ndarray, ...]:
     """`cell`, `row`, `size` and `split` of a batch's accepted clips; its row groups are added to `cells`."""
-    with pq.ParquetFile(batch.enhanced) as file:
+    with reading_shard(batch.enhanced), pq.ParquetFile(batch.enhanced) as file:
         enhanced = file.read(columns=["id", "duration"])
         groups = [file.metadata.row_group(g) for g in range(file.num_row_groups)]
     position = pc.index_in(accepted["id"].combine_chunks(), value_set=enhanced["id"].combine_chunks())
@@ -208,7 +207,7 @@ def _key(text: str) -> int:
 
 def data_schema(metrics: Sequence[str], sampling_rate: int) -> pa.Schema:
     """Columns of a published row, with the `huggingface` key that makes `audio` an Audio feature at that rate in Hz."""
-    known = {f.name: f.type for f in (*RANKING, *ENHANCED)} | {"profile_sha256": pa.string()}
+    known = {f.name: f.type for f in (*RANKING, *ENHANCED)} | dict.fromkeys(("models", "profile_sha256"), pa.string())
     names = [*_HEAD.split(), *metrics, *_TAIL.split()]
     types = [known.get(name, pa.float64()) for name in names]
     features: dict[str, Any] = {
@@ -258,9 +257,11 @@ def _read(shard: Shard, found: Survey, schema: pa.Schema, profile: str) -> Itera
         ranking = pq.read_table(batch.ranking, columns=["id", *scored])
         ranked_ids = ranking["id"].combine_chunks()
         with pq.ParquetFile(batch.enhanced) as file:
+            models = models_of(file.schema_arrow) | models_of(ranking.schema)
             own = [f.name for f in columns if f.name in file.schema_arrow.names and f.name not in scored]
             for group, rows in groups:
-                part = file.read_row_group(group, columns=[*own, "audio.bytes"])
+                with reading_shard(batch.enhanced):
+                    part = file.read_row_group(group, columns=[*own, "audio.bytes"])
                 audio = part["audio"]  # indexed, not taken from: a row group may hold more than Arrow's 2 GB offsets
                 data = [audio[int(row)]["bytes"].as_py() for row in rows]
                 part = part.select(own).take(pa.array(rows))
@@ -269,6 +270,7 @@ def _read(shard: Shard, found: Survey, schema: pa.Schema, profile: str) -> Itera
                     bad = part["id"][next(i for i, value in enumerate(data) if not value)]
                     raise LedgerError(f"batch {batch.id}: accepted clip {bad} has no audio in {batch.enhanced}")
                 values = {name: part[name] for name in own} | {name: ranked[name] for name in scored}
+                values["models"] = pa.repeat(pa.scalar(json.dumps(models, sort_keys=True), pa.string()), len(rows))
                 values["profile_sha256"] = pa.repeat(pa.scalar(profile, pa.string()), len(rows))
                 values |= {f.name: pa.nulls(len(rows), f.type) for f in columns if f.name not in values}
                 yield pa.table([values[f.name].cast(f.type) for f in columns], schema=pa.schema(columns)), data

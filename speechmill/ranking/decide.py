@@ -113,6 +113,7 @@ def rank_batch(
             columns[field.name] = pa.nulls(len(ids), field.type)
     columns |= {name: pc.cast(aligned[name], pa.float64()) for name in metric_names}
     schema = pa.schema([*RANKING, *(pa.field(name, pa.float64()) for name in metric_names)])
+    schema = schema.with_metadata(scores.schema.metadata)  # the models that measured
     return pa.table({name: columns[name] for name in schema.names}).cast(schema)
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from speechmill.audio.encode import decode_flac, encode_flac
 from speechmill.errors import SpeechmillError
 from speechmill.report.plots import spectrogram_db, spectrogram_png
+from speechmill.shards import reading_shard
 
 READ_ROWS = 65_536
 MAX_SECONDS = 15.0
@@ -111,7 +112,7 @@ def load_examples(
     Of `enhanced_files`, {batch}.parquet each, only the row groups that hold a chosen clip are read.
 
     Raises:
-        SpeechmillError: a clip is not in its enhanced shard.
+        SpeechmillError: a clip is not in its enhanced shard, or is damaged there.
     """
     shards = {Path(path).stem: Path(path) for path in enhanced_files}
     rows = {row["id"]: row for group in groups.values() for row in group}
@@ -128,14 +129,15 @@ def load_examples(
                 "the shard is of another run; remove it and run again"
             )
         for clip_id, (published, original) in found.items():
-            loaded[clip_id] = _example(rows[clip_id], published, original, len(rows))
+            with reading_shard(shards[batch], clip_id):
+                loaded[clip_id] = _example(rows[clip_id], published, original, len(rows))
     return {name: [loaded[row["id"]] for row in group] for name, group in groups.items()}
 
 
 def _audio(shard: Path, ids: set[str]) -> dict[str, tuple[bytes, bytes | None]]:
     """FLAC bytes of clips: (published, the same not denoised or None)."""
     found: dict[str, tuple[bytes, bytes | None]] = {}
-    with pq.ParquetFile(shard) as file:
+    with reading_shard(shard), pq.ParquetFile(shard) as file:
         for index in range(file.num_row_groups):
             names = file.read_row_group(index, columns=["id"])["id"].to_pylist()
             places = [place for place, name in enumerate(names) if name in ids]
@@ -143,7 +145,7 @@ def _audio(shard: Path, ids: set[str]) -> dict[str, tuple[bytes, bytes | None]]:
                 continue
             table = file.read_row_group(index, columns=["id", "audio", "original"]).take(places)
             for row in table.to_pylist():
-                found[row["id"]] = (row["audio"]["bytes"], (row["original"] or {}).get("bytes"))
+                found[row["id"]] = ((row["audio"] or {}).get("bytes") or b"", (row["original"] or {}).get("bytes"))
     return found
 
 

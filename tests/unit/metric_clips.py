@@ -72,16 +72,24 @@ def same(a: np.ndarray, b: np.ndarray, relative: float = 1e-4) -> bool:
     return bool(np.allclose(a, b, rtol=relative, atol=1e-9, equal_nan=True))
 
 
-def assert_alone_equals_in_a_batch(group, clips) -> None:
-    together = group.measure(clip_batch(clips))
-    backwards = group.measure(clip_batch(clips[::-1]))
-    alone = [group.measure(clip_batch([clip])) for clip in clips]
-    for name, values in together.items():
-        assert values.dtype == np.float64
-        assert values.shape == (len(clips),)
-        assert same(values, np.array([one[name][0] for one in alone])), name
-        assert same(values, backwards[name][::-1]), name
-        assert not np.isinf(values).any()
+def compositions(count: int, draws: int, seed: int = 0) -> list[list[int]]:
+    """Which clips share a batch, in which order: each alone, all, and `draws` random choices."""
+    random = np.random.default_rng(seed)
+    drawn = [random.permutation(count)[: random.integers(1, count + 1)].tolist() for _ in range(draws)]
+    return [*([i] for i in range(count)), list(range(count)), *drawn]
+
+
+def assert_alone_equals_in_a_batch(group, clips, draws: int = 4) -> None:
+    """To the last bit, whatever the batch-mates, their lengths and their order."""
+    alone: dict[tuple[int, str], float] = {}
+    for members in compositions(len(clips), draws):
+        for name, values in group.measure(clip_batch([clips[i] for i in members])).items():
+            assert values.dtype == np.float64
+            assert values.shape == (len(members),)
+            assert not np.isinf(values).any()
+            for i, value in zip(members, values, strict=True):
+                expected = alone.setdefault((i, name), value)
+                assert value == expected or (np.isnan(value) and np.isnan(expected)), (name, i, members)
 
 
 def with_rubbish_behind(clips: ClipBatch) -> ClipBatch:

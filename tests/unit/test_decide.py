@@ -77,11 +77,12 @@ def test_columns_order_and_descriptions():
     table = rank_batch(
         ledger_of(states),
         manifest_of(["a", "b", "c"]),
-        scores_of({"b": GOOD, "c": GOOD}),
+        scores_of({"b": GOOD, "c": GOOD}).replace_schema_metadata({"models": "those that measured"}),
         duplicates_of({}),
         PROFILE,
         "b7",
     )
+    assert table.schema.metadata == {b"models": b"those that measured"}
     assert table.column_names == [*RANKING.names, "clip", "mos", "snr"]
     assert table.schema.field("state").nullable is False
     assert table["id"].to_pylist() == ["c", "a", "b"]

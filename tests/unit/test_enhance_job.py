@@ -1,5 +1,6 @@
 """The enhance job on real clips: one bad clip costs only itself, a machine's fault stops the job."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ import soundfile
 import speechmill.enhance.job as job
 from speechmill.audio.encode import decode_flac
 from speechmill.config import validate_config
+from speechmill.errors import SpeechmillError
 from speechmill.manifest import build_manifest, describe_source, read_batches
 from speechmill.metrics import all_metrics
-from speechmill.shards import ENHANCED
+from speechmill.preflight import preflight
+from speechmill.shards import ENHANCED, models_of
 from speechmill.sources import open_source
+from speechmill.vad import vad_versions
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = sorted((ROOT / "demo" / "speech").rglob("*.flac"))
@@ -32,8 +36,8 @@ def corpus(tmp_path):
     return folder
 
 
-def run(tmp_path, corpus, **enhance):
-    """The rows of the shard and of the ledger, by source file."""
+def run(tmp_path, corpus, found=None, **enhance):
+    """The rows of the shard and of the ledger, by source file. `found` overrides what preflight finds."""
     source_section = {"kind": "folder", "path": str(corpus)}
     config = validate_config({"dataset": "x", "source": source_section, "enhance": enhance}, ROOT / "config")
     source = open_source(config)
@@ -41,7 +45,8 @@ def run(tmp_path, corpus, **enhance):
     (batch,) = read_batches(tmp_path / "manifest" / "batches.tsv")
     shard, ledger = tmp_path / "shard.parquet", tmp_path / "ledger.parquet"
     manifest = tmp_path / "manifest" / f"{batch['batch']}.json"
-    job.enhance_batch(manifest, source, config, "cpu", 1, 60, shard, ledger)
+    found = preflight(config, ROOT / "config", tmp_path) | (found or {})
+    job.enhance_batch(manifest, source, config, found, "cpu", 1, 60, shard, ledger)
     return tuple({row["source_file"]: row for row in pq.read_table(path).to_pylist()} for path in (shard, ledger))
 
 
@@ -56,10 +61,12 @@ def test_a_clip_carries_its_audio_its_provenance_and_its_measurements(tmp_path, 
         spans = row["trim_start_s"] + row["duration"] + row["trim_end_s"]
         assert spans == pytest.approx(row["input_duration"], abs=1e-3)
         assert (row["original"] is None) == (row["variant"] == "original")
+        assert (row["denoise_removed_db"] == 0) == (row["variant"] == "original")
         assert set(row) - set(ENHANCED.names) <= set(all_metrics())
         assert row["enhancer"].startswith("rnnoise")
         assert len(row["enhancer_sha256"]) == len(row["config_sha256"]) == 64
     pq_file = pq.ParquetFile(tmp_path / "shard.parquet")
+    assert models_of(pq_file.schema_arrow) == vad_versions()
     group = pq_file.metadata.row_group(0)
     compressions = {group.column(i).path_in_schema: group.column(i).compression for i in range(group.num_columns)}
     assert compressions["audio.bytes"] == "UNCOMPRESSED"
@@ -120,3 +127,26 @@ def test_a_file_that_changed_since_it_was_listed_is_errored(tmp_path, corpus, mo
     _, ledger = run(tmp_path, corpus)
     assert ledger["0.wav"]["error_class"] == "changed"
     assert ledger["1.wav"]["state"] == "passed"
+
+
+def test_the_enhancer_is_the_one_that_preflight_found(tmp_path, corpus, monkeypatch):
+    shard, _ = run(tmp_path, corpus, found={"enhancer": "spectral_gate"})
+    assert {row["enhancer"] for row in shard.values()} == {"spectral_gate 1, moderate"}
+    (tmp_path / "shard.parquet").unlink()
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "pyrnnoise" else real(name, *a))
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu-17")
+    with pytest.raises(SpeechmillError, match=r"node gpu-17 .*pip install pyrnnoise"):
+        run(tmp_path, corpus, found={"enhancer": "rnnoise"})
+    assert not (tmp_path / "shard.parquet").exists()
+
+
+def test_what_was_not_decoded_has_no_duration_whatever_its_header_claims(tmp_path, corpus):
+    whole = (corpus / "0.wav").read_bytes()
+    (corpus / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    soundfile.write(corpus / "long.wav", np.zeros(20 * 16000, np.int16), 16000)
+    _, ledger = run(tmp_path, corpus, max_seconds=15)
+    assert (ledger["cut.wav"]["state"], ledger["long.wav"]["state"]) == ("errored", "rejected")
+    durations = {name: row["input_duration"] for name, row in ledger.items()}
+    assert durations.pop("cut.wav") is durations.pop("long.wav") is None
+    assert all(seconds > 0 for seconds in durations.values())

@@ -1,7 +1,6 @@
 """The denoisers: what they gain on real speech in noise, and that neither padding nor batch-mates touch a clip."""
 
 import importlib.util
-import logging
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from speechmill.audio.resample import resample
 from speechmill.engine import pad
-from speechmill.enhance import LEVELS_DB, limit_attenuation, load_enhancer
+from speechmill.enhance import LEVELS_DB, available_enhancer, limit_attenuation, load_enhancer
 from speechmill.enhance.rnnoise import RNNoise
 from speechmill.enhance.spectral_gate import SpectralGate
 from speechmill.errors import SpeechmillError
@@ -104,14 +103,20 @@ def test_a_level_limits_the_attenuation(level, value):
 
 
 def test_enhancers_by_name():
-    assert load_enhancer("none", "cpu") is None
-    assert [load_enhancer(name, "cpu").name for name in ("rnnoise", "spectral_gate")] == ["rnnoise", "spectral_gate"]
+    assert load_enhancer("none") is None
+    assert [load_enhancer(name).name for name in ("rnnoise", "spectral_gate")] == ["rnnoise", "spectral_gate"]
     with pytest.raises(SpeechmillError, match="'denoiser' is not known"):
-        load_enhancer("denoiser", "cpu")
+        load_enhancer("denoiser")
 
 
-def test_the_gate_takes_rnnoise_s_place_visibly(monkeypatch, caplog):
+def test_the_gate_takes_rnnoise_s_place_visibly_and_never_in_a_job(monkeypatch):
+    section = {"enhancer": "rnnoise", "level": "light"}
+    assert available_enhancer(section) == ("rnnoise", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with caplog.at_level(logging.WARNING):
-        assert load_enhancer("rnnoise", "cpu").name == "spectral_gate"
-    assert "pip install pyrnnoise" in caplog.text
+    name, warning = available_enhancer(section)
+    assert name == "spectral_gate"
+    assert "pip install pyrnnoise" in warning
+    with pytest.raises(SpeechmillError, match="pip install pyrnnoise"):
+        load_enhancer("rnnoise")
+    assert available_enhancer(section | {"level": "none"}) == ("none", None)
+    assert available_enhancer(section | {"enhancer": "spectral_gate"}) == ("spectral_gate", None)

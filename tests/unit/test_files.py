@@ -6,8 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from speechmill import shards
 from speechmill.files import atomic_path, sha256_file, sha256_json, write_json
-from speechmill.shards import LEDGER, leaf_paths, table_writer, write_table
+from speechmill.shards import AUDIO, LEDGER, leaf_paths, table_writer, write_table
 
 
 def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path):
@@ -93,3 +94,14 @@ def test_only_named_columns_are_uncompressed(tmp_path):
         "n": "ZSTD",
     }
     assert leaf_paths(schema) == ["audio.bytes", "audio.path", "n"]
+
+
+def test_row_groups_of_long_clips_are_bounded_by_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 100)
+    schema = pa.schema([("id", pa.string()), ("audio", AUDIO), ("original", AUDIO)])
+    with table_writer(schema, tmp_path / "x.parquet", row_group_size=3) as writer:
+        for size in (60, 30, 40, 500, 1, 1, 1, 1):
+            audio = {"bytes": bytes(size - 1), "path": None}
+            writer.write({"id": str(size), "audio": audio, "original": {"bytes": b"1", "path": None}})
+    metadata = pq.read_metadata(tmp_path / "x.parquet")
+    assert [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)] == [2, 1, 1, 3, 1]

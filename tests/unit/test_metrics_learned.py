@@ -15,6 +15,7 @@ from speechmill.metrics import squim as squim_metrics
 from speechmill.metrics.distillmos import load_distillmos
 from speechmill.metrics.dnsmos import WINDOW, cut_window, load_p808, load_p835, p808_features, window_starts
 from speechmill.metrics.squim import load_squim
+from speechmill.metrics.windows import mean_over_windows
 
 from .metric_clips import (
     RATE,
@@ -116,14 +117,35 @@ def test_distillmos_in_a_batch_is_its_package_alone(distillmos):
     assert same(found, np.array(expected), relative=1e-5)
 
 
+def test_windows_of_two_clips_never_share_a_call():
+    def meddling(windows):
+        return windows.mean(1) + windows.sum() + len(windows)  # each window's result depends on all of its call
+
+    class Group:
+        def measure(self, clips):
+            return {"x": mean_over_windows(clips, lambda n: range(0, n, 4000), cut_window, meddling, 1, 3)[:, 0]}
+
+    assert_alone_equals_in_a_batch(Group(), mixed_lengths(), draws=20)
+
+
 def test_a_clip_alone_equals_itself_in_a_batch_p808(p808):
     assert_alone_equals_in_a_batch(p808, mixed_lengths())
-    assert_alone_equals_in_a_batch(dataclasses.replace(p808, at_once=3, max_windows=None), mixed_lengths()[:3])
+    assert_alone_equals_in_a_batch(dataclasses.replace(p808, at_once=3, max_windows=None), mixed_lengths()[:3], 1)
+
+
+def test_a_clip_alone_equals_itself_in_a_batch_p835(p835):
+    assert_alone_equals_in_a_batch(dataclasses.replace(p835, max_windows=1), mixed_lengths()[1:3], 0)
+
+
+def test_a_clip_alone_equals_itself_in_a_batch_distillmos(distillmos):
+    speech = ten_seconds()
+    assert_alone_equals_in_a_batch(distillmos, [speech[: 8 * RATE], speech[8000:12_800], speech[: 2 * RATE]], 1)
 
 
 def test_a_clip_alone_equals_itself_in_a_batch_squim(squim):
     speech = speech_clips(1)[0]
-    assert_alone_equals_in_a_batch(squim, [speech[:RATE], speech[8000:12_800], np.zeros(2 * RATE, np.float32)])
+    clips = [speech[:RATE], speech[8000:12_800], np.zeros(2 * RATE, np.float32)]
+    assert_alone_equals_in_a_batch(squim, clips, 2)
 
 
 def test_p808_and_distillmos_rise_with_the_snr(p808, distillmos):

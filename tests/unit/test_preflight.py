@@ -1,12 +1,14 @@
 """Preflight: every problem at once, in words that say what to do."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 
 from speechmill.config import validate_config
-from speechmill.errors import ConfigError
-from speechmill.preflight import preflight
+from speechmill.errors import ConfigError, SpeechmillError
+from speechmill.files import write_json
+from speechmill.preflight import as_preflight_found, load_found_groups, preflight, read_preflight
 
 CONFIG = Path(__file__).parents[2] / "config"
 
@@ -62,9 +64,51 @@ def test_a_full_disk_is_found_before_the_work(tmp_path, monkeypatch):
 
 
 def test_a_missing_rnnoise_is_a_warning_that_names_the_package(tmp_path, monkeypatch):
-    import importlib.util
-
     real = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "pyrnnoise" else real(name, *a))
     report = preflight(make(tmp_path), CONFIG, tmp_path / "run")
     assert any("pip install pyrnnoise" in warning for warning in report["warnings"])
+    assert report["enhancer"] == "spectral_gate"
+
+
+def test_what_binds_the_jobs_is_named(tmp_path):
+    report = preflight(make(tmp_path, score={"metrics": "light"}), CONFIG, tmp_path / "run")
+    assert report["enhancer"] == "rnnoise"
+    assert report["metric_groups"] == ["signal", "dnsmos_p808"]
+    weights = {name: sha for name, sha in report["models"].items() if "/" in name}
+    assert weights.keys() == {"silero-vad/silero_vad.jit", "speechmos/model_v8.onnx"}
+    assert all(len(sha) == 64 for sha in weights.values())
+    none = preflight(make(tmp_path, enhance={"level": "none"}), CONFIG, tmp_path / "run")
+    assert none["enhancer"] == "none"
+
+
+def test_a_node_without_a_group_fails_by_name(tmp_path, monkeypatch):
+    found = preflight(make(tmp_path, score={"metrics": "light"}), CONFIG, tmp_path / "run")
+    assert [group.name for group in load_found_groups(found, "cpu", None)] == ["signal", "dnsmos_p808"]
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "speechmos" else real(name, *a))
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu-17")
+    with (
+        pytest.raises(SpeechmillError, match=r"node gpu-17 .* dnsmos_p808: .*pip install speechmos"),
+        as_preflight_found(),
+    ):
+        load_found_groups(found, "cpu", None)
+
+
+def test_a_node_with_other_weights_fails_by_name(tmp_path, monkeypatch):
+    found = preflight(make(tmp_path, score={"metrics": "light"}), CONFIG, tmp_path / "run")
+    found["models"]["speechmos/model_v8.onnx"] = "0" * 64
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu-17")
+    with pytest.raises(SpeechmillError, match=r"node gpu-17 .*speechmos/model_v8\.onnx"), as_preflight_found():
+        load_found_groups(found, "cpu", None)
+
+
+def test_a_group_that_is_installed_only_on_a_node_is_not_measured_there(tmp_path):
+    found = preflight(make(tmp_path), CONFIG, tmp_path / "run")
+    assert [group.name for group in load_found_groups(found, "cpu", None)] == ["signal"]
+
+
+def test_the_file_of_an_earlier_version_is_refused(tmp_path):
+    write_json(tmp_path / "preflight.json", {"metric_groups": ["signal"], "models": {}})
+    with pytest.raises(SpeechmillError, match=r"preflight\.json is of an earlier version.*delete it"):
+        read_preflight(tmp_path / "preflight.json")

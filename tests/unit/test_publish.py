@@ -26,7 +26,7 @@ from speechmill.errors import LedgerError, SpeechmillError
 from speechmill.files import read_json, sha256_file, sha256_json
 from speechmill.publish import card, folder, shards
 from speechmill.publish.folder import publish_folder
-from speechmill.shards import ENHANCED, RANKING, write_table
+from speechmill.shards import ENHANCED, RANKING, with_models, write_table
 
 RATE = 16000
 METRICS = ["snr_db", "dnsmos_p808", "input_snr_db"]
@@ -128,6 +128,7 @@ class Run:
                 "license": ["CC-BY-SA-3.0", "CC0-1.0"][n % 2],
                 "duration": seconds,
                 "variant": "enhanced",
+                "variant_reason": f"noisy {n}",
                 "input_duration": seconds + 0.5,
             }
             scored = {"state": state, "closeness": closeness, "batch": name, "failed_gates": [], **row}
@@ -138,12 +139,18 @@ class Run:
             extra = {"gain_db": -1.5, "source_revision": "abc", "code_version": "0.1.0", "sampling_rate": RATE}
             enhanced.append({**row, **extra, "audio": audio, "input_sha256": "0" * 64})
             if state == "accepted":
-                self.truth[clip_id] = {"bytes": audio["bytes"], "n": n, "closeness": closeness, "seconds": seconds}
-        schema = pa.schema([*RANKING, *((m, pa.float64()) for m in METRICS)])
+                self.truth[clip_id] = {
+                    "bytes": audio["bytes"],
+                    "n": n,
+                    "batch": name,
+                    "closeness": closeness,
+                    "seconds": seconds,
+                }
+        schema = with_models(pa.schema([*RANKING, *((m, pa.float64()) for m in METRICS)]), {"speechmos/x.onnx": name})
         paths = self.directory / f"enhanced-{name}.parquet", self.directory / f"ranking-{name}.parquet"
         uncompressed = ["audio.bytes", "original.bytes"]
         write_table(
-            pa.Table.from_pylist(enhanced, schema=ENHANCED),
+            pa.Table.from_pylist(enhanced, schema=with_models(ENHANCED, {"silero-vad/y.jit": "0" * 64})),
             paths[0],
             row_group_size=row_group,
             uncompressed=uncompressed,
@@ -202,6 +209,8 @@ def test_every_accepted_clip_is_published_once_with_its_bytes_and_values(run):
         assert row["audio"] == {"bytes": truth["bytes"], "path": f"{row['id']}.flac"}
         assert (row["snr_db"], row["closeness"], row["duration"]) == (truth["n"], truth["closeness"], truth["seconds"])
         assert (row["source_file"], row["profile_sha256"]) == (f"ก/{truth['n']}.wav", "f" * 64)
+        assert row["variant_reason"] == f"noisy {truth['n']}"
+        assert json.loads(row["models"]) == {"silero-vad/y.jit": "0" * 64, "speechmos/x.onnx": truth["batch"]}
         assert (row["gain_db"], row["input_snr_db"], row["dnsmos_p808"]) == (-1.5, None, 3.5)
     assert content["rows"] == content["accepted"] == len(run.truth)
     assert content["hours"] == pytest.approx(sum(t["seconds"] for t in run.truth.values()) / 3600, abs=1e-6)
@@ -211,8 +220,8 @@ def test_columns_of_a_published_row(run):
     run.publish()
     expected = (
         "id audio text language duration sampling_rate speaker_id source source_id source_split license "
-        "snr_db dnsmos_p808 input_snr_db closeness variant source_revision source_file source_row input_sha256 "
-        "trim_start_s trim_end_s gain_db enhancer enhancer_sha256 profile_sha256 config_sha256 code_version extra"
+        "snr_db dnsmos_p808 input_snr_db closeness variant variant_reason source_revision source_file source_row input_sha256 "
+        "trim_start_s trim_end_s gain_db enhancer enhancer_sha256 models profile_sha256 config_sha256 code_version extra"
     )
     for path in (run.target / "data").iterdir():
         schema = pq.read_schema(path)
@@ -442,7 +451,7 @@ def test_tables_that_disagree_stop_the_publication(run):
     with pytest.raises(LedgerError, match=r"batch b0: .* accepted clips are missing"):
         run.publish()
     enhanced.write_bytes(b"PAR1 not")
-    with pytest.raises(SpeechmillError, match="damaged results file"):
+    with pytest.raises(SpeechmillError, match=r"enhanced-b0\.parquet is damaged: .*run again"):
         run.publish()
     assert not run.sentinel.exists()
 

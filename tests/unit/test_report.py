@@ -348,6 +348,24 @@ def test_a_shard_of_another_run_is_named(corpus):
         load_examples(choose(corpus.ranking, 1), corpus.enhanced[:1])
 
 
+@pytest.mark.parametrize("damage", ["clip", "file"])
+def test_a_damaged_shard_is_one_message(tmp_path, damage):
+    corpus = Corpus(tmp_path, 20)
+    chosen = choose(corpus.ranking, 1)
+    best = chosen["best"][0]
+    shard = tmp_path / "enhanced" / f"{best['batch']}.parquet"
+    if damage == "clip":
+        table = pq.read_table(shard)
+        rows = table.to_pylist()
+        next(row for row in rows if row["id"] == best["id"])["audio"]["bytes"] = b"not FLAC"
+        write_table(pa.Table.from_pylist(rows, schema=table.schema), shard)
+    else:
+        shard.write_bytes(shard.read_bytes()[:-9])
+    names = rf"{re.escape(str(shard))} is damaged: {'clip ' + best['id'] if damage == 'clip' else ''}"
+    with pytest.raises(SpeechmillError, match=names + ".*Delete that file and run again"):
+        load_examples(chosen, corpus.enhanced)
+
+
 def payload(uri):
     return base64.b64decode(uri.split(",", 1)[1])
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from speechmill.engine import pad
 from speechmill.errors import SpeechmillError
 from speechmill.vad import CHUNK, SileroVad, VadOptions, longest_pause_s, speech_seconds, speech_segments
-from tests.unit.metric_clips import speech_clips
+from tests.unit.metric_clips import compositions, speech_clips
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +65,19 @@ def test_probabilities_and_segments_are_the_package_s(package, noisy_clips, prob
     assert found >= 24
 
 
-def test_alone_is_as_in_a_batch(vad, noisy_clips, probabilities):
-    for clip, together in zip(noisy_clips, probabilities, strict=True):
-        alone = vad.probabilities(*pad([clip], "cpu"))
-        assert alone.shape == (1, len(together))
-        np.testing.assert_allclose(alone[0].numpy(), together, atol=1e-5)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batch_mates_change_no_bit(vad, noisy_clips, threads):
+    random = np.random.default_rng(3)
+    clips = [clip[: random.integers(300, 20_000)] for clip in noisy_clips[:12]] + [noisy_clips[0][:400]]
+    alone: dict[int, np.ndarray] = {}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    for members in compositions(len(clips), 20):
+        rows = vad.probabilities(*pad([clips[i] for i in members], "cpu")).numpy()
+        for i, row in zip(members, rows, strict=True):
+            own = row[: -(-len(clips[i]) // CHUNK)]
+            assert np.array_equal(alone.setdefault(i, own), own), members
+    torch.set_num_threads(before)
 
 
 def test_nothing_is_spoken_after_a_clip_s_end(vad, noisy_clips):
