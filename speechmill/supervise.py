@@ -137,6 +137,9 @@ class Supervisor:
                 self._signal(signal.SIGKILL)
                 self.child.wait()
                 break
+        if self.child.returncode < 0:  # what it started here goes with it, and writes nothing beside its successor
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.child.pid, signal.SIGKILL)
         reader.join(5)
         return self.child.returncode
 
