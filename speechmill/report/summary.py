@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from speechmill.ledger import STATES, check_balance, count_states
 from speechmill.ranking.profile import FrozenProfile
-from speechmill.shards import RANKING, table_writer
+from speechmill.shards import RANKING, conform, ranking_schema, table_writer
 
 READ_ROWS = 65_536
 ROW_GROUP = 10_000
@@ -238,7 +238,7 @@ def merge_ranking(ranking_files: Sequence[Path], out: Path) -> None:
     A metric that a file lacks, or has nothing but nulls for, is null there. The file appears complete or not at all.
     """
     metrics = {name for path in ranking_files for name in pq.read_schema(path).names} - set(RANKING.names)
-    schema = pa.schema([*RANKING, *(pa.field(name, pa.float64()) for name in sorted(metrics))])
+    schema = ranking_schema(sorted(metrics))
     with table_writer(schema, out, row_group_size=ROW_GROUP) as writer:
         for table in _regrouped(ranking_files, schema):
             writer.write_table(table)
@@ -250,13 +250,7 @@ def _regrouped(ranking_files: Iterable[Path], schema: pa.Schema) -> Iterator[pa.
     for path in ranking_files:
         with pq.ParquetFile(path) as file:
             for part in file.iter_batches(batch_size=ROW_GROUP):
-                columns = [
-                    part[field.name].cast(field.type)
-                    if field.name in part.schema.names
-                    else pa.nulls(len(part), field.type)
-                    for field in schema
-                ]
-                waiting.append(pa.Table.from_arrays(columns, schema=schema))
+                waiting.append(conform(part, schema))
                 rows += len(part)
                 if rows >= ROW_GROUP:
                     yield pa.concat_tables(waiting)
