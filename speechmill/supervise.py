@@ -195,7 +195,7 @@ class Supervisor:
         self.say(f"{len(failed)} of {total} batches failed: {names}; why: {self.run_dir}/logs/batches/")
         publishing = self.plan.failed_batches == "publish"
         self.say("publishing" if publishing else "nothing is published; reporting", "the other batches")
-        targets = [] if publishing else [str(self.run_dir / "report" / "report.html")]
+        targets = [] if publishing else ["report"]  # the rule
         setting = f"without_batches=[{', '.join(failed)}]"
         again = self.watch(self.plan.command([setting], targets))
         if self.asked_to:
