@@ -7,6 +7,7 @@ them, so a clip's result does not depend on its batch-mates.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import numpy as np
@@ -22,6 +23,11 @@ MACHINE_WORDS = (
     *("Cannot allocate memory", "Failed to allocate memory", "bad_alloc", "can't start new thread"),
 )
 Result = TypeVar("Result")
+
+
+def exact_convolutions() -> AbstractContextManager[None]:
+    """Around convolutions on a GPU: no TF32 and no algorithm whose result changes from call to call."""
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
 def windows(

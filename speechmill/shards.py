@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,18 @@ def reading_shard(path: str | os.PathLike[str], clip_id: str | None = None) -> I
 ROW_GROUP_BYTES = (
     256_000_000  # of audio: bounds what writers and readers hold, and stays below Arrow's 2 GB of a column
 )
+
+
+def ranking_schema(metrics: Iterable[str]) -> pa.Schema:
+    """`RANKING`, then a column for each metric, in the order given."""
+    return pa.schema([*RANKING, *(pa.field(name, pa.float64()) for name in metrics)])
+
+
+def conform(part: pa.Table | pa.RecordBatch, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema`, cast to its types; one that `part` lacks is null, one that `schema` lacks is left out."""
+    names = part.schema.names
+    columns = [part[f.name].cast(f.type) if f.name in names else pa.nulls(len(part), f.type) for f in schema]
+    return pa.table(columns, schema=schema)
 
 
 class TableWriter:

@@ -137,6 +137,9 @@ class Supervisor:
                 self._signal(signal.SIGKILL)
                 self.child.wait()
                 break
+        if self.child.returncode < 0:  # what it started here goes with it, and writes nothing beside its successor
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.child.pid, signal.SIGKILL)
         reader.join(5)
         return self.child.returncode
 
@@ -192,7 +195,7 @@ class Supervisor:
         self.say(f"{len(failed)} of {total} batches failed: {names}; why: {self.run_dir}/logs/batches/")
         publishing = self.plan.failed_batches == "publish"
         self.say("publishing" if publishing else "nothing is published; reporting", "the other batches")
-        targets = [] if publishing else [str(self.run_dir / "report" / "report.html")]
+        targets = [] if publishing else ["report"]  # the rule
         setting = f"without_batches=[{', '.join(failed)}]"
         again = self.watch(self.plan.command([setting], targets))
         if self.asked_to:

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from speechmill.engine import exact_convolutions
 from speechmill.errors import SpeechmillError
 from speechmill.files import sha256_file
 
-RATE = 16_000
-CHUNK = 512  # new samples per probability
+RATE = 16_000  # Hz; the guard and all metrics listen at it, too
+CHUNK = 512  # samples per speech probability
 CONTEXT = 64  # samples of the previous chunk that the network sees again
 ENCODER_BLOCK = 8192  # chunks encoded at a time: bounds memory
 # silero_vad.jit of the package versions whose network this is. Another file needs a look before it is trusted.
@@ -94,7 +95,7 @@ class SileroVad:
         encoded = batch.new_zeros(max(2, batch.shape[0]), steps, 128)
         # Only chunks that hold samples are encoded: the encoder is nine tenths of the work.
         present = chunks[valid]
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with exact_convolutions():
             blocks = [self._encode(present[i : i + ENCODER_BLOCK]) for i in range(0, len(present), ENCODER_BLOCK)]
             if blocks:
                 encoded[: batch.shape[0]][valid] = torch.cat(blocks)

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from speechmill.enhance import LEVELS_DB
+from speechmill.vad import CHUNK
 
-CHUNK = 512  # samples per speech probability at 16 kHz
 MIN_PAUSE_CHUNKS = 3  # fewer say nothing about the background
 DIGITAL_SILENCE = 1e-11  # mean square; has no noise that could be removed
 FULLY_REMOVED = 0.2  # amplitude that the unlimited denoiser leaves of a background that it takes for noise, at most
@@ -99,7 +99,7 @@ def measure_evidence(
 ) -> list[GuardEvidence]:
     """Evidence for each clip of a batch at 16 kHz.
 
-    original, enhanced: (B, S), aligned, zeros after a clip's end. lengths: (B,). speech_*: (B, ceil(S / 512))
+    original, enhanced: (B, S), aligned, zeros after a clip's end. lengths: (B,). speech_*: (B, ceil(S / CHUNK))
     speech probabilities of each. input_snr_db: (B,).
     """
     steps = speech_original.shape[1]

@@ -33,9 +33,9 @@ from speechmill.parallel import bounded_map
 from speechmill.preflight import as_preflight_found, check_models
 from speechmill.shards import ENHANCED, LEDGER, table_writer, with_models
 from speechmill.sources import Source
-from speechmill.vad import SileroVad, VadOptions, longest_pause_s, speech_seconds, speech_segments, vad_versions
+from speechmill.vad import CHUNK, SileroVad, VadOptions, longest_pause_s, speech_seconds, speech_segments, vad_versions
+from speechmill.vad import RATE as MODEL_RATE
 
-MODEL_RATE = 16_000  # Silero, the guard and all metrics listen at this rate
 AUDIO_COLUMNS = ("audio.bytes", "original.bytes")
 ROW_GROUP = 100  # the Hub's advice for audio
 
@@ -115,7 +115,7 @@ class Processor:
 
     def process(self, clips: Sequence[Clip]) -> list[Outcome]:
         """One device batch: clips of similar length -> an outcome per clip, in their order."""
-        batch, lengths = pad([clip.model for clip in clips], self.device, multiple=512)
+        batch, lengths = pad([clip.model for clip in clips], self.device, multiple=CHUNK)
         probabilities = self.vad.probabilities(batch, lengths)
         inputs = measure_input_signal(ClipBatch(batch, lengths, probabilities))
         outcomes: list[Outcome | None] = [None] * len(clips)
@@ -124,7 +124,7 @@ class Processor:
         probabilities_np = probabilities.cpu().numpy()
         for index, clip in enumerate(clips):
             clip.measured.update({name: float(values[index]) for name, values in inputs.items()})
-            steps = -(-len(clip.model) // 512)
+            steps = -(-len(clip.model) // CHUNK)
             segments[index] = speech_segments(probabilities_np[index, :steps], len(clip.model), self.vad_options)
             try:
                 spans[index] = self._span(segments[index], len(clip.model))
@@ -142,7 +142,9 @@ class Processor:
             for index, outcome in zip(kept, finished, strict=True):
                 outcome.values["longest_pause_s"] = longest_pause_s(segments[index])
                 outcomes[index] = outcome
-        return [outcome for outcome in outcomes if outcome is not None]
+        found = [outcome for outcome in outcomes if outcome is not None]
+        assert len(found) == len(clips), "a clip was lost"
+        return found
 
     def _span(self, segments: list[tuple[int, int]], size: int) -> tuple[int, int]:
         """The samples at MODEL_RATE to keep: first to last speech, padded; rejects what holds too little."""
@@ -228,7 +230,7 @@ class Processor:
     def _denoised(self, clips: list[Clip]) -> dict[int, list[np.ndarray]]:
         """The denoised clips at the published rate and at MODEL_RATE, as long as their originals there."""
         assert self.enhancer is not None
-        native, lengths = pad([clip.native for clip in clips], self.device, multiple=512)
+        native, lengths = pad([clip.native for clip in clips], self.device, multiple=CHUNK)
         limited = limit_attenuation(native, self.enhancer(native, lengths), self.settings["level"])
         rows = [row[: len(clip.native)] for row, clip in zip(limited.float().cpu().numpy(), clips, strict=True)]
 
@@ -248,13 +250,13 @@ class Processor:
         probabilities: torch.Tensor,
     ) -> list[GuardEvidence]:
         """What the guard decides by, measured at MODEL_RATE on the whole clip."""
-        enhanced, _ = pad(denoised[MODEL_RATE], self.device, multiple=512)
+        enhanced, _ = pad(denoised[MODEL_RATE], self.device, multiple=CHUNK)
         size = enhanced.shape[1]  # `batch` may still be padded to a longer clip that was rejected
         return measure_evidence(
             batch[:, :size],
             enhanced,
             lengths,
-            probabilities[:, : size // 512],
+            probabilities[:, : size // CHUNK],
             self.vad.probabilities(enhanced, lengths),
             np.array([clip.measured["input_snr_db"] for clip in clips]),
         )
@@ -270,14 +272,14 @@ class Processor:
             samples[round(start * scale) : round(stop * scale)]
             for samples, (start, stop) in zip(clips, spans, strict=True)
         ]
-        batch, lengths = pad(cut, self.device)
+        batch, lengths = pad(cut, "cpu")  # where loudness is measured, clip by clip
         gains = normalization_gain_db(
             integrated_loudness(batch, lengths, self.rate),
             true_peak_dbtp(batch, lengths, self.rate),
             self.settings["loudness_lufs"],
             self.settings["true_peak_dbtp"],
         )
-        # A hundredth of a decibel is inaudible; rounding keeps the last bits of a batched sum out of the samples.
+        # Down, so that the ceiling holds; `gain_db` has few digits and is exactly what was applied.
         rounded = [math.floor(float(gain) * 100) / 100 for gain in gains]
         return [samples * np.float32(10 ** (gain / 20)) for samples, gain in zip(cut, rounded, strict=True)], rounded
 
@@ -341,7 +343,7 @@ def _process_window(
 ) -> Iterator[tuple[dict[str, Any], Decoded | None, Outcome]]:
     clips = [item for _, item in window if isinstance(item, Clip)]
     outcomes: dict[str, Outcome] = {}
-    for group in length_batches([len(clip.model) for clip in clips], int(batch_seconds * MODEL_RATE), 512):
+    for group in length_batches([len(clip.model) for clip in clips], int(batch_seconds * MODEL_RATE), CHUNK):
         members = [clips[i] for i in group]
         for clip, outcome in zip(members, isolate(processor.process, members, "enhance_failed"), strict=True):
             outcomes[clip.row["id"]] = outcome

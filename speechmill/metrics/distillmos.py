@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from speechmill.engine import exact_convolutions
 from speechmill.files import sha256_file
 from speechmill.metrics.base import ClipBatch, GroupUnavailable, Metric
 from speechmill.metrics.catalogue import GROUP_METRICS
 from speechmill.metrics.windows import mean_over_windows
+from speechmill.vad import RATE
 
 WINDOW = 122_880  # samples: 7.68 s
-MAX_HOP = 16_000
+MAX_HOP = RATE
 WEIGHTS = "distill_mos_v7.pt"
 
 
@@ -50,7 +52,7 @@ class DistillMosGroup:
 
     @torch.inference_mode()
     def measure(self, clips: ClipBatch) -> dict[str, np.ndarray]:
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        with exact_convolutions():
             mos = mean_over_windows(clips, window_starts, cut_window, self.model, 1, self.at_once)
         return {"distillmos": mos[:, 0]}
 

@@ -22,8 +22,8 @@ from speechmill.files import sha256_file
 from speechmill.metrics.base import ClipBatch, GroupUnavailable, Metric
 from speechmill.metrics.catalogue import GROUP_METRICS
 from speechmill.metrics.windows import mean_over_windows
+from speechmill.vad import RATE
 
-RATE = 16_000
 WINDOW = 144_160  # samples: 9.01 s
 HOP = RATE
 MAX_WINDOWS = 2  # per clip; see docs/metrics.md for the error that this makes

@@ -23,9 +23,8 @@ from speechmill.metrics import ClipBatch
 from speechmill.parallel import bounded_map
 from speechmill.preflight import as_preflight_found, check_models, load_found_groups
 from speechmill.shards import ENHANCED, reading_shard, table_writer, with_models
-from speechmill.vad import SileroVad, vad_versions
+from speechmill.vad import CHUNK, RATE, SileroVad, vad_versions
 
-MODEL_RATE = 16_000
 DESCRIPTIVE = ("duration", "variant", "variant_reason")  # what ranking and report need to know of the shard
 READ_ROWS = 16  # of a shard, as Python objects
 
@@ -68,7 +67,7 @@ def score_batch(
     schema = with_models(schema, models)
 
     def measure(clips: Sequence[np.ndarray]) -> list[dict[str, float]]:
-        batch, lengths = pad(clips, device, multiple=512)
+        batch, lengths = pad(clips, device, multiple=CHUNK)
         clip_batch = ClipBatch(batch, lengths, vad.probabilities(batch, lengths))
         values: dict[str, np.ndarray] = {}
         for group in groups:
@@ -84,10 +83,10 @@ def score_batch(
     ):
         rows = _read(shard, enhanced, names)
         loaded = bounded_map(pool, partial(_load, enhanced), rows, ahead=4 * threads)
-        for window in windows(loaded, lambda item: len(item[1]) / MODEL_RATE, WINDOW_BATCHES * batch_seconds):
+        for window in windows(loaded, lambda item: len(item[1]) / RATE, WINDOW_BATCHES * batch_seconds):
             clips = [samples for _, samples in window]
             results: list[dict[str, float] | ClipError] = [{}] * len(clips)
-            for group in length_batches([len(clip) for clip in clips], int(batch_seconds * MODEL_RATE), 512):
+            for group in length_batches([len(clip) for clip in clips], int(batch_seconds * RATE), CHUNK):
                 measured = isolate(measure, [clips[i] for i in group], "score_failed")
                 for i, result in zip(group, measured, strict=True):
                     results[i] = result
@@ -115,8 +114,8 @@ def _read(shard: pq.ParquetFile, path: Path, columns: list[str]) -> Iterator[dic
 
 
 def _load(shard: Path, row: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
-    """A row of our own shard without its audio, and the audio at MODEL_RATE."""
+    """A row of our own shard without its audio, and the audio at RATE."""
     audio = row.pop("audio") or {}
     with reading_shard(shard, row["id"]):
         samples, rate = decode_flac(audio.get("bytes") or b"")
-    return row, resample(samples, rate, MODEL_RATE)
+    return row, resample(samples, rate, RATE)

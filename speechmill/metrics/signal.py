@@ -17,11 +17,11 @@ from torch import Tensor
 from torchaudio.functional import melscale_fbanks
 
 from speechmill import versions
+from speechmill.engine import exact_convolutions
 from speechmill.metrics.base import ClipBatch, Metric
 from speechmill.metrics.catalogue import CLIP_RATIO, GROUP_METRICS, INPUT_PREFIX, SNR
+from speechmill.vad import CHUNK, RATE
 
-RATE = 16_000
-CHUNK = 512  # samples per speech probability
 SNR_SPEECH_PROBABILITY = 0.6  # higher than for trimming: doubtful frames shall not count as speech level
 NOISE_QUANTILE = 0.05
 SNR_BANDS = 40
@@ -182,7 +182,8 @@ def reverb_decay_db_s(samples: Tensor, lengths: Tensor) -> Tensor:
         return torch.full((len(samples),), torch.nan, dtype=torch.float64, device=samples.device)
     floor = masked_quantile(level, valid[:, None].expand_as(level), 0.1)
     time = (torch.arange(DECAY_SPAN, device=samples.device) - (DECAY_SPAN - 1) / 2) * (DECAY_HOP / RATE)
-    slopes = torch.nn.functional.conv1d(level.flatten(0, 1)[:, None], (time / (time @ time))[None, None])
+    with exact_convolutions():
+        slopes = torch.nn.functional.conv1d(level.flatten(0, 1)[:, None], (time / (time @ time))[None, None])
     slopes = slopes.view(*level.shape[:2], -1)
     starts = level[..., : slopes.shape[2]]
     falling = (starts > floor[..., None] + DECAY_HEADROOM_DB) & (slopes < 0) & valid[:, None, DECAY_SPAN - 1 :]

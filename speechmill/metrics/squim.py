@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from speechmill.engine import exact_convolutions
 from speechmill.errors import ConfigError
 from speechmill.files import sha256_file
 from speechmill.metrics.base import ClipBatch, GroupUnavailable, Metric
 from speechmill.metrics.catalogue import GROUP_METRICS
+from speechmill.vad import RATE
 
-RATE = 16_000
 MAX_PART = 10 * RATE  # the attention's memory grows with the square of a part's length
 MIN_LENGTH = RATE // 10
 WEIGHTS_URL = "https://download.pytorch.org/torchaudio/models/squim_objective_dns2020.pth"
@@ -40,7 +41,7 @@ class SquimGroup:
         A clip above 10 s is cut into equal parts and averaged. NaN for silence and for clips below 0.1 s.
         """
         values = np.full((len(clips.samples), len(self.metrics)), np.nan)
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        with exact_convolutions():
             for i, length in enumerate(clips.lengths.cpu().tolist()):
                 clip = clips.samples[i, :length]
                 if length < MIN_LENGTH or not bool(clip.any()):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -18,6 +17,7 @@ import yaml
 
 from speechmill import __version__
 from speechmill.publish.shards import SPLITS, Survey
+from speechmill.text import plain
 
 MAX_TEXT = 1000  # characters of one value
 MAX_LANGUAGES = 50
@@ -44,13 +44,6 @@ class Markup(str):
     """Text that is markup already and is not escaped again."""
 
 
-def plain(value: object) -> str:
-    """A value as one line of at most MAX_TEXT characters without control and other invisible ones."""
-    text = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in str(value)[: 2 * MAX_TEXT])
-    text = " ".join(text.split())
-    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
-
-
 def escape(value: object) -> str:
     """A value as plain text inside a line of Markdown: no markup, no HTML, no line breaks or invisible characters.
 
@@ -58,7 +51,7 @@ def escape(value: object) -> str:
     """
     if isinstance(value, Markup):
         return value
-    parts = _URL.split(plain(value))
+    parts = _URL.split(plain(value, MAX_TEXT))
     parts[::2] = [_MARKUP.sub(r"\\\1", html.escape(part, quote=False)) for part in parts[::2]]
     parts[1::2] = [f"<{url}>" for url in parts[1::2]]
     return "".join(parts)
@@ -103,7 +96,7 @@ def front_matter(found: Survey, source: dict[str, Any], config: dict[str, Any], 
 
 
 def _name(config: dict[str, Any]) -> str:
-    return plain(config["publish"]["pretty_name"] or config["dataset"])
+    return plain(config["publish"]["pretty_name"] or config["dataset"], MAX_TEXT)
 
 
 def _languages(found: Survey) -> list[str]:
@@ -141,11 +134,8 @@ def metric_rows(metrics: Mapping[str, Mapping[str, float | None]], declared: Map
     rows = []
     for name, quantiles in metrics.items():
         metric = declared.get(name)
-        of_input = metric is None and name.startswith("input_")
-        metric = declared.get(name.removeprefix("input_")) if of_input else metric
-        meaning = f"{metric.description}{' (of the input)' if of_input else ''}" if metric else ""
         numbers = [quantiles.get(q) for q in ("p5", "p50", "p95")]
-        rows.append([name, *numbers, metric.unit if metric else "", meaning])
+        rows.append([name, *numbers, metric.unit if metric else "", metric.description if metric else ""])
     return rows
 
 

@@ -29,11 +29,11 @@ from speechmill.publish.shards import (
     data_schema,
     plan_data,
     plan_scores,
-    scores_schema,
     survey,
     write_data,
     write_scores,
 )
+from speechmill.shards import ranking_schema
 
 CARD = "README.md"
 MARK = ".speechmill"
@@ -140,7 +140,7 @@ def _write_shards(found: Survey, summary: dict[str, Any], config: dict[str, Any]
     seed = config["publish"]["seed"]
     profile = summary["profile_sha256"]
     data = data_schema(found.metrics, config["enhance"]["sampling_rate"])
-    scores = scores_schema(found.metrics)
+    scores = ranking_schema(found.metrics)
     builds: list[tuple[str, Callable[[Any], int]]] = [
         (shard.path, partial(write_data, shard=shard, found=found, schema=data, seed=seed, profile_sha256=profile))
         for shard in plan_data(found, seed, config["publish"]["shard_bytes"])

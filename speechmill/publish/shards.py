@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from speechmill.errors import LedgerError
-from speechmill.shards import AUDIO, ENHANCED, RANKING, ROW_GROUP_BYTES, leaf_paths, models_of, reading_shard
+from speechmill.shards import AUDIO, ENHANCED, RANKING, ROW_GROUP_BYTES, conform, leaf_paths, models_of, reading_shard
 
 ROW_GROUP_ROWS = 100
 SCORES_ROWS = 1_000_000  # of one shard of scores, about
@@ -290,22 +290,13 @@ def _row_groups(order: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int
         yield group
 
 
-def scores_schema(metrics: Sequence[str]) -> pa.Schema:
-    """Columns of the scores: the ranking table's, then every metric."""
-    return pa.schema([*RANKING, *((name, pa.float64()) for name in metrics)])
-
-
 def write_scores(sink: BinaryIO, batches: Sequence[Batch], schema: pa.Schema) -> int:
     """Write one shard of scores, one batch in memory at a time; returns its rows."""
     rows = 0
     with _writer(sink, schema) as writer:
         for batch in batches:
-            table = pq.read_table(batch.ranking)
-            columns = [
-                table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(table.num_rows, f.type)
-                for f in schema
-            ]
-            writer.write_table(pa.table(columns, schema=schema), row_group_size=10_000)
+            table = conform(pq.read_table(batch.ranking), schema)
+            writer.write_table(table, row_group_size=10_000)
             rows += table.num_rows
     return rows
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -27,8 +26,8 @@ from speechmill.report.examples import GROUPS, Example, choose, data_uri, load_e
 from speechmill.report.plots import closeness_chart, level_scale, metric_charts, number
 from speechmill.report.summary import Overview, funnel, merge_ranking, overview, summarize
 from speechmill.shards import RANKING
+from speechmill.text import plain
 
-MAX_TEXT = 400  # characters of one value from the corpus
 MAX_FILES = 20  # source files that are listed
 MAX_REASONS = 40
 CARD_METRICS = 6  # values on a clip's card; the others unfold
@@ -128,12 +127,6 @@ def write_report(
         saturated=SATURATED,
     )
     write_text(out, html)
-
-
-def plain(value: object, length: int = MAX_TEXT) -> str:
-    """Text of a corpus on one line: control characters become spaces, and what is too long ends in an ellipsis."""
-    text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in str(value)[: length + 1]).strip()
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _printable(value: Any) -> Any:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from speechmill.ledger import STATES, check_balance, count_states
 from speechmill.ranking.profile import FrozenProfile
-from speechmill.shards import RANKING, table_writer
+from speechmill.shards import RANKING, conform, ranking_schema, table_writer
 
 READ_ROWS = 65_536
 ROW_GROUP = 10_000
@@ -75,19 +75,30 @@ class Distribution:
         return float(low + (high - low) * (position - below))
 
     def _merge(self) -> None:
-        values = np.concatenate([self._values, *self._pending])
-        counts = np.concatenate([self._counts, np.ones(self._waiting, np.int64)])
+        # Sorting the new values alone and putting them between the old ones is much faster than sorting all anew.
+        new, counts = _runs(np.sort(self._round(np.concatenate(self._pending))))
         self._pending, self._waiting = [], 0
-        self._group(values, counts)
+        at = np.searchsorted(self._values, new)
+        known = np.zeros(len(new), bool)
+        inside = at < len(self._values)
+        known[inside] = self._values[at[inside]] == new[inside]
+        self._counts[at[known]] += counts[known]
+        self._values = np.insert(self._values, at[~known], new[~known])
+        self._counts = np.insert(self._counts, at[~known], counts[~known])
         while len(self._values) > MAX_DISTINCT:
             self.bits -= 1
-            self._group(self._values, self._counts)
+            self._values, runs = _runs(self._round(self._values))  # rounding keeps the order
+            self._counts = np.add.reduceat(self._counts, np.cumsum(runs) - runs)
 
-    def _group(self, values: np.ndarray, counts: np.ndarray) -> None:
+    def _round(self, values: np.ndarray) -> np.ndarray:
         drop = np.uint64(MANTISSA - self.bits)
-        rounded = ((values.view(np.uint64) >> drop) << drop).view(np.float64)
-        self._values, where = np.unique(rounded, return_inverse=True)
-        self._counts = np.bincount(where, weights=counts, minlength=len(self._values)).astype(np.int64)
+        return ((values.view(np.uint64) >> drop) << drop).view(np.float64) + 0.0
+
+
+def _runs(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values of ordered ones (N,), and how often each comes."""
+    first = np.flatnonzero(np.concatenate([np.ones(min(1, len(ordered)), bool), ordered[1:] != ordered[:-1]]))
+    return ordered[first], np.diff(np.append(first, len(ordered)))
 
 
 @dataclass
@@ -227,7 +238,7 @@ def merge_ranking(ranking_files: Sequence[Path], out: Path) -> None:
     A metric that a file lacks, or has nothing but nulls for, is null there. The file appears complete or not at all.
     """
     metrics = {name for path in ranking_files for name in pq.read_schema(path).names} - set(RANKING.names)
-    schema = pa.schema([*RANKING, *(pa.field(name, pa.float64()) for name in sorted(metrics))])
+    schema = ranking_schema(sorted(metrics))
     with table_writer(schema, out, row_group_size=ROW_GROUP) as writer:
         for table in _regrouped(ranking_files, schema):
             writer.write_table(table)
@@ -239,13 +250,7 @@ def _regrouped(ranking_files: Iterable[Path], schema: pa.Schema) -> Iterator[pa.
     for path in ranking_files:
         with pq.ParquetFile(path) as file:
             for part in file.iter_batches(batch_size=ROW_GROUP):
-                columns = [
-                    part[field.name].cast(field.type)
-                    if field.name in part.schema.names
-                    else pa.nulls(len(part), field.type)
-                    for field in schema
-                ]
-                waiting.append(pa.Table.from_arrays(columns, schema=schema))
+                waiting.append(conform(part, schema))
                 rows += len(part)
                 if rows >= ROW_GROUP:
                     yield pa.concat_tables(waiting)

@@ -64,6 +64,19 @@ def test_what_stands_behind_a_clips_end_is_not_measured():
         assert same(values, rubbish[name]), name
 
 
+def test_no_convolution_runs_in_tf32(monkeypatch):
+    real, flags = torch.nn.functional.conv1d, []
+
+    def watched(*arguments, **options):
+        flags.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "conv1d", watched)
+    SignalGroup().measure(clip_batch(mixed_lengths()[:1]))  # the batch brings Silero's convolutions with it
+    assert len(flags) > 1
+    assert set(flags) == {(False, True)}
+
+
 def test_the_size_of_spectrum_blocks_changes_nothing(monkeypatch):
     batch = clip_batch(mixed_lengths())
     whole = SignalGroup().measure(batch)

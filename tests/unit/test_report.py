@@ -23,10 +23,11 @@ from speechmill.files import read_json
 from speechmill.ranking.profile import Criterion, FrozenProfile, Gate, _hash
 from speechmill.report import plots, summary
 from speechmill.report.examples import choose, load_examples
-from speechmill.report.page import make_report, plain, write_report
+from speechmill.report.page import make_report, write_report
 from speechmill.report.plots import spectrogram_db, spectrogram_png
 from speechmill.report.summary import Distribution, funnel, merge_ranking, overview, summarize
 from speechmill.shards import ENHANCED, RANKING, write_table
+from speechmill.text import plain
 
 RATE = 16_000
 EVIL = "</script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>\"'&\x00"
@@ -519,10 +520,3 @@ def test_a_source_and_advice_with_little_in_them(corpus):
     bare = summarize(overview([]), corpus.profile, {}, CONFIG, {}, [], {})
     write_report(out, bare, overview([]), {}, corpus.profile, {}, {}, CONFIG)
     assert "All metric groups that were asked for were measured." in out.read_text("utf-8")
-
-
-@pytest.mark.parametrize(
-    ("text", "length", "expected"), [("a\nb\x00c", 9, "a b c"), ("abcdef", 4, "abc…"), (5, 4, "5")]
-)
-def test_plain_text(text, length, expected):
-    assert plain(text, length) == expected
