@@ -1,11 +1,6 @@
-from pathlib import Path
-
 from speechmill.job import logged
 
 with logged(snakemake):
-    from speechmill.ledger import find_duplicates
-    from speechmill.shards import write_table
+    from speechmill.duplicates import find_duplicates
 
-    table = find_duplicates([Path(path) for path in snakemake.input.ledgers])
-    write_table(table, snakemake.output.duplicates)
-    print(f"{table.num_rows} duplicates")
+    print(f"{find_duplicates(snakemake.input.ledgers, snakemake.output.duplicates)} duplicates")

@@ -6,6 +6,7 @@ from speechmill.files import read_json
 from speechmill.job import logged
 
 with logged(snakemake):
+    from speechmill.duplicates import duplicates_among
     from speechmill.ledger import check_batch
     from speechmill.manifest import read_batch
     from speechmill.ranking.decide import rank_batch
@@ -19,7 +20,7 @@ with logged(snakemake):
         ledger,
         clips,
         pq.read_table(snakemake.input.scores),
-        pq.read_table(snakemake.input.duplicates),
+        duplicates_among(clips["id"], snakemake.input.duplicates),
         FrozenProfile.from_json(read_json(snakemake.input.profile)),
         batch,
     )

@@ -1,22 +1,16 @@
-"""The balance of states, and exact duplicates across batches."""
+"""The balance of states: every clip that comes in goes out, once, with its reason."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from speechmill.errors import LedgerError
 
 STATES = ("accepted", "rejected", "errored", "duplicate")
-DUPLICATES = pa.schema(
-    [pa.field("id", pa.string(), nullable=False), pa.field("duplicate_of", pa.string(), nullable=False)]
-)
 # The columns that say why; only those of its own state may be filled in a row.
 REASONS = {
     "accepted": (),
@@ -25,56 +19,6 @@ REASONS = {
     "duplicate": ("duplicate_of",),
 }
 NAMED = 5  # ids that a message shows
-
-
-def find_duplicates(ledgers: Iterable[str | os.PathLike[str]]) -> pa.Table:
-    """Clips that repeat another one, sample by sample: `DUPLICATES`, sorted by id.
-
-    Of the passed clips with the same `pcm_sha256`, the smallest id is kept and the others are listed with it, however
-    the clips are cut into files. Two passes: the first holds 8 bytes per clip, the second only the rows whose
-    8 bytes came twice, which are then compared by the whole hash.
-
-    Raises:
-        LedgerError: an id is there twice.
-    """
-    paths = list(ledgers)
-    prefixes = np.concatenate([np.empty(0, np.uint64), *(_prefix(table["pcm_sha256"]) for table in _passed(paths))])
-    prefixes.sort()
-    repeated = np.unique(prefixes[1:][prefixes[1:] == prefixes[:-1]])
-    del prefixes
-    candidates = [table.filter(pa.array(np.isin(_prefix(table["pcm_sha256"]), repeated))) for table in _passed(paths)]
-    if sum(table.num_rows for table in candidates) == 0:
-        return DUPLICATES.empty_table()
-    order = [("pcm_sha256", "ascending"), ("id", "ascending")]
-    ordered = pa.concat_tables(candidates).sort_by(order).combine_chunks()
-    ids, hashes = ordered["id"].chunk(0), ordered["pcm_sha256"].chunk(0)
-    first = np.concatenate([[True], pc.not_equal(hashes[1:], hashes[:-1]).to_numpy(zero_copy_only=False)])
-    start = np.maximum.accumulate(np.where(first, np.arange(len(first)), 0))
-    repeats = pa.table({"id": ids, "duplicate_of": ids.take(pa.array(start))}).filter(pa.array(~first))
-    twice = repeats.filter(pc.equal(repeats["id"], repeats["duplicate_of"]))["id"].to_pylist()
-    if twice:
-        raise LedgerError(f"{len(twice)} clips are in the ledgers twice: {_some(twice)}")
-    return repeats.sort_by("id").cast(DUPLICATES)
-
-
-def _passed(paths: list[str | os.PathLike[str]]) -> Iterator[pa.Table]:
-    """`id, pcm_sha256` of the passed rows of each file that have a hash."""
-    schema = pa.schema([("id", pa.large_string()), ("pcm_sha256", pa.large_string())])  # sorted as one chunk, > 2 GB
-    for path in paths:
-        with pq.ParquetFile(path) as file:
-            table = file.read(columns=["id", "state", "pcm_sha256"])
-        yield table.filter(pc.equal(table["state"], "passed")).drop(["state"]).drop_null().cast(schema)
-
-
-def _prefix(hashes: pa.ChunkedArray) -> np.ndarray:
-    """64 bits of each hash (N,): its first 16 hex digits, folded. A collision costs a comparison, nothing else."""
-    digits = pc.binary_slice(pc.cast(pc.ascii_rpad(hashes, 16), pa.large_binary()), 0, 16)
-    fixed = pc.cast(digits, pa.binary(16)).combine_chunks()
-    if len(fixed) == 0:
-        return np.empty(0, np.uint64)
-    words = np.frombuffer(fixed.buffers()[1], np.uint64).reshape(-1, 2)[fixed.offset : fixed.offset + len(fixed)]
-    # A digit uses few of its 8 bits: multiply, so that the two halves do not fold onto each other.
-    return words[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ words[:, 1]
 
 
 def check_batch(manifest_ids: Iterable[str], ledger: pa.Table, ranking: pa.Table, batch: str) -> None:
