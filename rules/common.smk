@@ -15,6 +15,7 @@ from speechmill.devices import announce_gpus, announced_gpus, visible_gpus
 from speechmill.errors import SpeechmillError
 
 CONFIG_DIR = Path(workflow.basedir) / "config"
+HOW_JOBS_RUN = ("cluster", "device", "failed_batches", "without_batches")
 
 
 wildcard_constraints:

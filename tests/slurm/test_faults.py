@@ -79,7 +79,7 @@ def test_cancelled_job_killed_worker_and_lost_node(run, finished):
 
 def test_out_of_memory_succeeds_with_more(run, finished):
     run.change(cluster={"memory_per_worker": "700M", "hours": 0.5, "retry_delay_seconds": 1})
-    run.begin()
+    run.begin("--set-resources", "score:mem_mb=2000")
     output = run.end()
     rows = [row for row in run.accounted() if row.work == "enhance clips-00000"]
     assert [row.state for row in rows] == ["FAILED", "COMPLETED"]  # OUT_OF_MEMORY where cgroups set the limit
