@@ -87,7 +87,7 @@ class Table:
     def cost(self, what: str, found: Cost, seconds: float | None = None, megabytes: float | None = None) -> None:
         """`seconds` and `megabytes` are targets; None is none."""
         shown = f"{found.seconds:.1f} s ({found.cpu:.1f} s CPU), {found.megabytes:.0f} MB"
-        targets = [f"{seconds:g} s"] * (seconds is not None) + [f"{megabytes:g} MB"] * (megabytes is not None)
+        targets = [f"{limit:g} {unit}" for limit, unit in ((seconds, "s"), (megabytes, "MB")) if limit is not None]
         met = (seconds is None or found.seconds < seconds) and (megabytes is None or found.megabytes < megabytes)
         self.row(what, shown, ", ".join(targets), met)
 
