@@ -166,6 +166,10 @@ def conform(part: pa.Table | pa.RecordBatch, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
+# Columns that hold another value in nearly every row.
+DISTINCT = frozenset(["id", "source_id", "source_file", "source_row", "sha256", "input_sha256", "pcm_sha256"])
+
+
 class TableWriter:
     """Writes a Parquet file from rows (`write`) or tables (`write_table`), never both.
 
@@ -183,7 +187,7 @@ class TableWriter:
             path,
             schema,
             compression=compression,
-            use_dictionary=[name for name in compression if name not in uncompressed],
+            use_dictionary=[name for name in compression if name not in uncompressed and _repeats(schema, name)],
             write_page_index=True,
         )
 
@@ -242,6 +246,11 @@ def write_table(
     """Write a whole table as `table_writer` does."""
     with table_writer(table.schema, final, row_group_size=row_group_size, uncompressed=uncompressed) as writer:
         writer.write_table(table)
+
+
+def _repeats(schema: pa.Schema, leaf: str) -> bool:
+    """Whether a leaf column's values come again and again: a dictionary of the others costs time and space."""
+    return leaf not in DISTINCT and not (leaf in schema.names and pa.types.is_floating(schema.field(leaf).type))
 
 
 def leaf_paths(schema: pa.Schema) -> list[str]:

@@ -142,17 +142,20 @@ def _sample(rankings: Iterable[str | os.PathLike[str]], metrics: list[str], rows
     Ids are hashes, so any order of theirs is random, and the reversed one is independent of which of several
     duplicates was kept.
     """
-    kept: list[pa.Table] = []
+    schema = pa.schema([*(pa.field(name, pa.float64()) for name in metrics), pa.field("key", pa.string())])
+    kept, held, last = [schema.empty_table()], 0, None
     for path in rankings:
-        table = pq.read_table(path, columns=["id", "state", "closeness", *metrics])
+        with pq.ParquetFile(path) as file:
+            table = file.read(columns=["id", "state", "closeness", *metrics])
+        key = pc.utf8_reverse(table["id"])
         wanted = pc.and_(pc.not_equal(table["state"], "duplicate"), pc.is_valid(table["closeness"]))
-        table = table.filter(wanted).drop(["state", "closeness"])
-        kept.append(table.append_column("key", pc.utf8_reverse(table["id"])).drop(["id"]))
-        if sum(table.num_rows for table in kept) > 2 * rows:
+        if last is not None:  # most rows come after a sample that is full
+            wanted = pc.and_(wanted, pc.less_equal(key, last))
+        kept.append(table.select(metrics).append_column("key", key).filter(wanted).cast(schema))
+        held += len(kept[-1])
+        if held > 2 * rows:
             kept = [_first(kept, rows)]
-    if not kept:
-        fields = [pa.field(name, pa.float64()) for name in metrics]
-        return pa.schema(fields).empty_table()
+            held, last = rows, kept[0]["key"][-1]
     return _first(kept, rows)
 
 

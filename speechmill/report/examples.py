@@ -81,9 +81,13 @@ def choose(ranking_files: Sequence[Path], count: int) -> dict[str, list[dict[str
             for part in file.iter_batches(batch_size=READ_ROWS, columns=columns):
                 table = pa.Table.from_batches([part])
                 for pool, (mask, key) in _candidates(table).items():
-                    rows = pa.table({"id": table["id"], "key": key.cast(pa.float64())}).filter(mask)
-                    rows = rows.append_column("file", pa.array([str(path)] * len(rows), pa.string()))
                     known = [held[pool]] if pool in held else []
+                    if known and len(held[pool]) == count:  # most clips come after those that are held
+                        mask = pc.and_(mask, pc.less_equal(key, held[pool]["key"][-1] if count else None))
+                    rows = pa.table({"id": table["id"], "key": key.cast(pa.float64())}).filter(mask)
+                    if known and not len(rows):
+                        continue
+                    rows = rows.append_column("file", pa.array([str(path)] * len(rows), pa.string()))
                     ordered = pa.concat_tables([*known, rows]).sort_by([("key", "ascending"), ("id", "ascending")])
                     held[pool] = ordered.slice(0, count)
     chosen = {

@@ -20,8 +20,9 @@ from speechmill.shards import RANKING, conform, ranking_schema, table_writer
 READ_ROWS = 65_536
 ROW_GROUP = 10_000
 MAX_DISTINCT = 65_536
-PENDING = 131_072  # values that wait for a merge, which sorts
+PENDING = 524_288  # values that wait for a merge
 MANTISSA = 52  # bits of a double
+COUNTED_BITS = 12  # of the mantissa: with those of the exponent 2^23 steps, which is what counting may hold
 QUANTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95}
 DIGITS = 6  # significant ones of a quantile
 _COLUMNS = ["state", "criterion", "error_class", "message", "input_duration", "duration", "variant", "closeness"]
@@ -75,8 +76,8 @@ class Distribution:
         return float(low + (high - low) * (position - below))
 
     def _merge(self) -> None:
-        # Sorting the new values alone and putting them between the old ones is much faster than sorting all anew.
-        new, counts = _runs(np.sort(self._round(np.concatenate(self._pending))))
+        # Counting the new values alone and putting them between the old ones is much faster than sorting all anew.
+        new, counts = self._count(np.concatenate(self._pending))
         self._pending, self._waiting = [], 0
         at = np.searchsorted(self._values, new)
         known = np.zeros(len(new), bool)
@@ -85,10 +86,30 @@ class Distribution:
         self._counts[at[known]] += counts[known]
         self._values = np.insert(self._values, at[~known], new[~known])
         self._counts = np.insert(self._counts, at[~known], counts[~known])
-        while len(self._values) > MAX_DISTINCT:
-            self.bits -= 1
+        if len(self._values) > MAX_DISTINCT:
+            self.bits = self._fitting_bits()
             self._values, runs = _runs(self._round(self._values))  # rounding keeps the order
             self._counts = np.add.reduceat(self._counts, np.cumsum(runs) - runs)
+
+    def _count(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct rounded values, ascending, and their counts: by sorting, or by steps where those are coarse."""
+        if self.bits > COUNTED_BITS:
+            return _runs(np.sort(self._round(values)))
+        values = self._round(values)
+        negative, below = _steps(-values[values < 0], MANTISSA - self.bits)
+        positive, above = _steps(values[values > 0], MANTISSA - self.bits)
+        zeros = len(values) - below.sum() - above.sum()
+        return (
+            np.concatenate([-negative[::-1], np.zeros(min(1, zeros)), positive]),
+            np.concatenate([below[::-1], np.full(min(1, zeros), zeros), above]),
+        )
+
+    def _fitting_bits(self) -> int:
+        """The most mantissa bits with which at most `MAX_DISTINCT` values differ."""
+        differing = np.bitwise_xor(self._values.view(np.uint64)[1:], self._values.view(np.uint64)[:-1])
+        highest = np.frexp(differing.astype(np.float64))[1] - 1  # bit in which neighbours differ; beyond 52 inexact
+        distinct = 1 + np.cumsum(np.bincount(highest, minlength=65)[::-1])[::-1]  # with so many bits dropped
+        return MANTISSA - int(np.flatnonzero(distinct <= MAX_DISTINCT)[0])
 
     def _round(self, values: np.ndarray) -> np.ndarray:
         drop = np.uint64(MANTISSA - self.bits)
@@ -99,6 +120,17 @@ def _runs(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distinct values of ordered ones (N,), and how often each comes."""
     first = np.flatnonzero(np.concatenate([np.ones(min(1, len(ordered)), bool), ordered[1:] != ordered[:-1]]))
     return ordered[first], np.diff(np.append(first, len(ordered)))
+
+
+def _steps(values: np.ndarray, drop: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `_runs`, of positive values (N,) in any order whose last `drop` bits are zero."""
+    if not len(values):
+        return np.empty(0), np.empty(0, np.int64)
+    keys = (values.view(np.uint64) >> np.uint64(drop)).astype(np.int64)
+    first = keys.min()
+    counts = np.bincount(keys - first)
+    found = np.flatnonzero(counts)
+    return ((found + first) << drop).view(np.float64), counts[found]
 
 
 @dataclass
@@ -157,7 +189,8 @@ def overview(ranking_files: Iterable[Path], failed: Mapping[str, int] | None = N
 
 def _add(found: Overview, table: pa.Table, metrics: Sequence[str]) -> None:
     found.clips.update(count_states(table))
-    of_state = {state: table.filter(pc.equal(table["state"], state)) for state in STATES}
+    about = table.select(_COLUMNS)
+    of_state = {state: about.filter(pc.equal(table["state"], state)) for state in ("accepted", "rejected", "errored")}
     found.seconds["input"] += pc.sum(table["input_duration"]).as_py() or 0.0
     found.seconds["accepted"] += pc.sum(of_state["accepted"]["duration"]).as_py() or 0.0
     for state, column, counter in (
@@ -183,7 +216,7 @@ def _add(found: Overview, table: pa.Table, metrics: Sequence[str]) -> None:
     gated = pc.and_not(pc.equal(ranked["state"], "rejected"), by_closeness)
     found.closeness["ranked"].add(_floats(ranked["closeness"]))
     for name, mask in (("accepted", accepted), ("closeness", by_closeness), ("gate", gated)):
-        found.closeness[name].add(_floats(ranked.filter(mask)["closeness"]))
+        found.closeness[name].add(_floats(ranked["closeness"].filter(mask)))
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

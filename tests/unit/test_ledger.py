@@ -1,81 +1,13 @@
-"""Duplicates across batches, and the balance of states."""
-
-import hashlib
-import random
+"""The balance of states."""
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from speechmill.errors import LedgerError
-from speechmill.ledger import check_balance, check_batch, check_manifest, count_states, find_duplicates
+from speechmill.ledger import check_balance, check_batch, check_manifest, count_states
 from speechmill.shards import LEDGER, RANKING
-
-
-def write(folder, batches: list[list[dict]]) -> list:
-    paths = []
-    for index, rows in enumerate(batches):
-        paths.append(folder / f"b{index}.enhance.parquet")
-        pq.write_table(pa.Table.from_pylist(rows, schema=LEDGER), paths[-1])
-    return paths
-
-
-def passed(name: str, sound: str | None) -> dict:
-    digest = None if sound is None else hashlib.sha256(sound.encode()).hexdigest()
-    return {"id": name, "state": "passed", "pcm_sha256": digest}
-
-
-def pairs(table: pa.Table) -> dict[str, str]:
-    return dict(zip(table["id"].to_pylist(), table["duplicate_of"].to_pylist(), strict=True))
-
-
-def test_duplicates_are_found_across_batches_and_the_smallest_id_is_kept(tmp_path):
-    rows = [
-        [passed("05", "x"), passed("03", "y"), passed("09", None), passed("11", "y")],
-        [passed("01", "x"), passed("02", "z"), passed("08", None), passed("04", "x")],
-        [passed("00", "z") | {"state": "rejected"}, passed("06", "z") | {"state": "errored"}],
-        [],
-    ]
-    table = find_duplicates(write(tmp_path, rows))
-    assert pairs(table) == {"04": "01", "05": "01", "11": "03"}
-    assert table["id"].to_pylist() == ["04", "05", "11"]
-
-
-def test_no_duplicates_and_no_files(tmp_path):
-    schema = find_duplicates([]).schema
-    assert schema.names == ["id", "duplicate_of"]
-    table = find_duplicates(write(tmp_path, [[passed("1", "x")], [passed("2", None)], []]))
-    assert table.num_rows == 0
-    assert table.schema == schema
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_order_and_batching_change_nothing(tmp_path, seed):
-    generator = random.Random(seed)
-    rows = [passed(f"{i:04d}", str(generator.randrange(200))) for i in range(400)]
-    expected: dict[str, str] = {}
-    first: dict[str, str] = {}
-    for row in rows:  # ids ascend
-        if row["pcm_sha256"] in first:
-            expected[row["id"]] = first[row["pcm_sha256"]]
-        first.setdefault(row["pcm_sha256"], row["id"])
-    generator.shuffle(rows)
-    size = generator.randrange(1, 150)
-    batches = [rows[i : i + size] for i in range(0, len(rows), size)]
-    assert pairs(find_duplicates(write(tmp_path, batches))) == expected
-
-
-def test_hashes_that_share_their_first_digits_are_told_apart(tmp_path):
-    rows = [{"id": str(i), "state": "passed", "pcm_sha256": "ab" * 8 + tail} for i, tail in enumerate("ccd")]
-    assert pairs(find_duplicates(write(tmp_path, [rows]))) == {"1": "0"}
-
-
-def test_an_id_that_is_there_twice_is_no_duplicate_of_itself(tmp_path):
-    with pytest.raises(LedgerError, match="1 clips are in the ledgers twice: 1"):
-        find_duplicates(write(tmp_path, [[passed("1", "x")], [passed("1", "x")]]))
-
 
 ROWS = [
     {"id": "a", "state": "accepted", "closeness": 0.8},

@@ -5,15 +5,17 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import re
 from collections import Counter
 from html.parser import HTMLParser
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -217,6 +219,31 @@ def test_many_values_take_bounded_memory_within_the_documented_error(monkeypatch
     for share in (0, 0.05, 0.31, 0.5, 0.95, 1):
         exact = np.quantile(values, share)
         assert abs(found.quantile(share) - exact) <= abs(exact) * 2.0**-found.bits + 1e-9
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.floats(-1e6, 1e6, allow_subnormal=False) | st.sampled_from([0.0, -0.0, 1.0, -1.0]), max_size=200),
+    st.integers(3, 40),
+    st.integers(1, 60),
+)
+def test_values_are_rounded_as_little_as_needed(values, most, pending):
+    with mock.patch.multiple(summary, MAX_DISTINCT=most, PENDING=pending):
+        found = Distribution()
+        for value in values:
+            found.add(np.array([value]))
+        steps, counts = found.steps()
+
+    def rounded(value, bits):  # toward zero, by the definition of a double
+        mantissa, exponent = math.frexp(value)
+        return math.ldexp(math.trunc(math.ldexp(mantissa, bits + 1)), exponent - bits - 1)
+
+    # Fewer than 0 bits would round away from powers of two.
+    bits = next((b for b in range(52, -1, -1) if len({rounded(v, b) for v in values}) <= most), -1)
+    assume(bits >= 0)
+    assert found.bits == bits
+    assert dict(zip(steps.tolist(), counts.tolist(), strict=True)) == Counter(rounded(v, bits) for v in values)
+    assert steps.tolist() == sorted(steps.tolist())
 
 
 def test_the_summary_agrees_with_direct_computation(corpus):
