@@ -1,10 +1,11 @@
 """The part `tables` of scale.py: synthetic ledgers and scores, and each stage over them in a process of its own.
 
-Ranking is a map over batches: the workflow starts a process per batch, here one process ranks them all.
+Ranking is a map over batches: the workflow starts a process per batch, here a process per core ranks them all.
 """
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import sys
 from pathlib import Path
@@ -101,6 +102,7 @@ def fill(columns: dict, schema: pa.Schema) -> pa.Table:
     return pa.table(arrays, schema=schema)
 
 
+@functools.cache
 def profile() -> FrozenProfile:
     folder = Path(__file__).resolve().parents[1] / "config" / "ranking"
     measured = [*ENHANCE_METRICS, *(m.name for group in SETS["light"] for m in GROUP_METRICS[group])]
@@ -117,17 +119,22 @@ def duplicates(folder: Path) -> None:
 
 
 def rank(folder: Path) -> None:
+    with multiprocessing.get_context("fork").Pool() as pool:
+        pool.starmap(rank_one, [(folder, path.stem) for path in files(folder, "ledger")], chunksize=4)
+
+
+def rank_one(folder: Path, batch: str) -> None:
     from speechmill.duplicates import duplicates_among
     from speechmill.ledger import check_batch
     from speechmill.ranking.decide import rank_batch
 
-    frozen = profile()
-    for path in files(folder, "ledger"):
-        ledger, clips = pq.read_table(path), pq.read_table(folder / "manifest" / path.name)
-        repeats = duplicates_among(clips["id"], folder / "duplicates.parquet")
-        ranking = rank_batch(ledger, clips, pq.read_table(folder / "scores" / path.name), repeats, frozen, path.stem)
-        check_batch(clips["id"], ledger, ranking, path.stem)
-        write_table(ranking, folder / "ranking" / path.name)
+    ledger, clips, scores = (
+        pq.ParquetFile(folder / stage / f"{batch}.parquet").read() for stage in ("ledger", "manifest", "scores")
+    )
+    repeats = duplicates_among(clips["id"], folder / "duplicates.parquet")
+    ranking = rank_batch(ledger, clips, scores, repeats, profile(), batch)
+    check_batch(clips["id"], ledger, ranking, batch)
+    write_table(ranking, folder / "ranking" / f"{batch}.parquet")
 
 
 def advice(folder: Path) -> None:

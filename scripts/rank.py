@@ -15,11 +15,11 @@ with logged(snakemake):
 
     batch = snakemake.wildcards.batch
     _, clips = read_batch(Path(snakemake.input.batch))
-    ledger = pq.read_table(snakemake.input.ledger)
+    ledger = pq.ParquetFile(snakemake.input.ledger).read()
     ranking = rank_batch(
         ledger,
         clips,
-        pq.read_table(snakemake.input.scores),
+        pq.ParquetFile(snakemake.input.scores).read(),
         duplicates_among(clips["id"], snakemake.input.duplicates),
         FrozenProfile.from_json(read_json(snakemake.input.profile)),
         batch,

@@ -48,7 +48,7 @@ def rank_batch(
     ids = ledger["id"]
     metric_names = sorted(name for name in scores.column_names if name not in RANKING.names)
     aligned = scores.take(pc.index_in(ids, value_set=scores["id"]))
-    about = described.take(pc.index_in(ids, value_set=described["id"]))
+    about = described if described["id"].equals(ids) else described.take(pc.index_in(ids, value_set=described["id"]))
     description = {
         name: next((table[name] for table in (about, aligned) if name in table.column_names), None)
         for name in DESCRIPTIVE

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,13 @@ def make_report(
         LedgerError: the states of a batch or of the run do not balance.
         SpeechmillError: a ranked clip is not in its enhanced shard.
     """
-    found = overview(ranking_files, failed)
-    content = summarize(found, profile, source, config, versions, skipped, timing)
-    chosen = choose(ranking_files, config["report"]["examples"])
-    examples = load_examples(chosen, enhanced_files)
-    merge_ranking(ranking_files, ranking)
+    with ThreadPoolExecutor(1) as other:  # on a core of its own, where there is one
+        merged = other.submit(merge_ranking, ranking_files, ranking)
+        found = overview(ranking_files, failed)
+        content = summarize(found, profile, source, config, versions, skipped, timing)
+        chosen = choose(ranking_files, config["report"]["examples"])
+        examples = load_examples(chosen, enhanced_files)
+        merged.result()
     write_report(page, content, found, examples, profile, advice, source, config)
     write_json(summary, content)
     return content
