@@ -43,7 +43,7 @@ cluster: demo-corpus
 	@$(BIN)/python tests/slurm/cluster.py start
 	@echo "try it:"
 	@echo "  export SPEECHMILL_SLURM_ACCOUNT=speech SPEECHMILL_SLURM_CPU_PARTITION=cpu SPEECHMILL_SLURM_GPU_PARTITION=gpu"
-	@echo "  $(BIN)/speechmill run demo --config device=cpu outdir=results-slurm 'cluster={memory_per_worker: 3G}' -- --set-threads enhance=1 score=1"
+	@echo "  $(BIN)/speechmill run demo --config device=cpu outdir=results-slurm 'cluster={memory_per_worker: 3G}' -- --set-threads enhance=1 score=1 --slurm-init-seconds-before-status-checks 5"
 	@echo "  squeue; $(BIN)/speechmill status results-slurm/demo"
 
 cluster-stop:

@@ -131,6 +131,10 @@ def on_slurm():
     return hasattr(workflow.executor_settings, "jobname_prefix")
 
 
+def controls_slurm():
+    return workflow.is_main_process and on_slurm()
+
+
 def slurm_names(wildcards):
     """No files. Asked for while the DAG is built, in every run: the one moment when the Slurm plugin has its settings
     but has not named its jobs yet, and the only way to a name by corpus."""
@@ -146,8 +150,7 @@ def run_prefix():
 
 def job(memory_mb=slurm.OTHER_MB, gpus=0):
     """Resources of a job on a cluster, by attempt."""
-    asking = workflow.is_main_process
-    return slurm.job_resources(config["cluster"], gpus, memory_mb, run_prefix(), asking, logger.warning)
+    return slurm.job_resources(config["cluster"], gpus, memory_mb, run_prefix(), controls_slurm, logger.warning)
 
 
 def worker(section):

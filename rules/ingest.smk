@@ -14,6 +14,7 @@ rule preflight:
         # How jobs are run has no part in what is checked here, and must not have it checked anew.
         config={key: value for key, value in config.items() if key not in HOW_JOBS_RUN},
         config_dir=CONFIG_DIR.as_posix(),
+        version=versions.SCORE,
     script:
         "../scripts/preflight.py"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,17 @@ def main(arguments: list[str] | None = None) -> int:
     if end < len(given) and options.command != "run":
         _parser().error("-- and arguments of snakemake go with run alone")
     try:
-        return _call(options, given[end + 1 :])
+        status = _call(options, given[end + 1 :])
+        sys.stdout.flush()
+        return status
     except SpeechmillError as error:
         print(f"speechmill: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # piped into head, for example
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections import Counter, defaultdict
@@ -211,7 +210,12 @@ def megabytes(text: str) -> int:
 
 
 def job_resources(
-    cluster: dict[str, Any], gpus: int, memory_mb: int, prefix: str, asking: bool, warn: Callable[[str], None]
+    cluster: dict[str, Any],
+    gpus: int,
+    memory_mb: int,
+    prefix: str,
+    asking: Callable[[], bool],
+    warn: Callable[[str], None],
 ) -> dict[str, Any]:
     """Snakemake's resources of a rule: what sbatch is asked for, by attempt where that changes.
 
@@ -220,14 +224,15 @@ def job_resources(
         gpus: GPUs of the job; without any it goes to the CPU partition.
         memory_mb: memory of the first attempt.
         prefix: of the run's job names.
-        asking: whether Slurm may be asked for limits and failing nodes: by the controller, not within each job.
+        asking: whether Slurm is asked for limits and failing nodes: by the controller of a run on Slurm alone, which is
+            known only once attempts are made.
         warn: called with a sentence when a retry avoids nodes.
     """
     partition = cluster["gpu_partition"] if gpus else cluster["cpu_partition"]
 
     def limits(attempt: int) -> tuple[int | None, int | None]:
         # The first attempt asks for what is configured; Slurm's own message says where that is too much.
-        if attempt == 1 or not asking or shutil.which("sinfo") is None:
+        if attempt == 1 or not asking():
             return None, None
         try:
             return partition_limits(partition)
@@ -242,7 +247,7 @@ def job_resources(
         return _up_to(minutes * attempt, limits(attempt)[0], minutes)
 
     def extra(wildcards: Any, attempt: int) -> str:
-        if attempt == 1 or not asking or shutil.which("squeue") is None:
+        if attempt == 1 or not asking():
             return ""
         options = [f"--begin=now+{cluster['retry_delay_seconds']}"] if cluster["retry_delay_seconds"] else []
         # A retry while the controller is away would fail at once, and the next one, too.

@@ -40,7 +40,7 @@ def command(tmp_path, monkeypatch):
 
 
 def resources(gpus=1, **changes):
-    return job_resources(CLUSTER | changes, gpus, 65536, "speechmill-x", True, print)
+    return job_resources(CLUSTER | changes, gpus, 65536, "speechmill-x", lambda: True, print)
 
 
 def test_a_worker_asks_for_one_gpu_in_the_gpu_partition(command):
@@ -89,11 +89,20 @@ def test_a_retry_waits_for_the_controller(command, monkeypatch, tmp_path):
     assert "Unable to contact" in said[0]
 
 
+def test_a_run_without_slurm_asks_nothing_of_it(command):
+    """Not even on a machine that has its commands."""
+    command("sinfo", "it was asked", 1)
+    command("squeue", "it was asked", 1)
+    said = []
+    asked = job_resources(CLUSTER, 1, 65536, "speechmill-x", lambda: False, said.append)
+    assert (asked["mem_mb"]({}, 2), asked["slurm_extra"]({}, 2), said) == (131072, "", [])
+
+
 def test_a_failing_node_is_left_out_of_retries_and_named(command):
     lines = [f"{n}|FAILED|speechmill-x_1|n1|NonZeroExitCode|rule_enhance_wildcards_b{n}" for n in range(2)]
     command("squeue", "\n".join([*lines, "7|COMPLETED|speechmill-x_1|n2|None|rule_enhance_wildcards_b7"]))
     said = []
-    asked = job_resources(CLUSTER, 1, 1, "speechmill-x", True, said.append)
+    asked = job_resources(CLUSTER, 1, 1, "speechmill-x", lambda: True, said.append)
     assert asked["slurm_extra"]({}, 2) == "--begin=now+300 --exclude=n1"
     assert "n1" in said[0]
 
