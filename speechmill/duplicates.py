@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from speechmill.errors import LedgerError
+from speechmill.parallel import bounded_map
 from speechmill.shards import table_writer
 
 DUPLICATES = pa.schema(
@@ -23,7 +25,9 @@ DUPLICATES = pa.schema(
 PART_ROWS = 500_000  # that are held at once, about
 MAX_PARTS = 500  # files open at once; with more than 250 million clips, parts become larger
 TAKE_ROWS = 200_000  # cut into parts at once: many small pieces cost more than few large ones
-ROW_GROUP = 10_000
+ROW_GROUP = 100_000
+READERS = 2  # threads
+READ_ROWS = 1_000_000  # of duplicates, at once
 _CLIPS = pa.schema([("id", pa.large_string()), ("pcm_sha256", pa.large_string())])  # one chunk may pass 2 GB
 _REPEATS = pa.schema([("id", pa.large_string()), ("duplicate_of", pa.large_string())])
 
@@ -64,18 +68,22 @@ def duplicates_among(ids: pa.ChunkedArray, duplicates: str | os.PathLike[str]) -
     """The rows of a file of `find_duplicates` whose id is among `ids`: those of one batch, read piece by piece."""
     with pq.ParquetFile(duplicates) as file:
         pieces = [
-            piece.filter(pc.is_in(piece["id"], value_set=ids.combine_chunks())) for piece in file.iter_batches(65_536)
+            piece.filter(pc.is_in(piece["id"], value_set=ids.combine_chunks()))
+            for piece in file.iter_batches(READ_ROWS)
         ]
     return pa.Table.from_batches(pieces, DUPLICATES)
 
 
 def _passed(paths: list[str | os.PathLike[str]]) -> Iterator[pa.Table]:
     """`_CLIPS`: the passed rows of each file that have a hash."""
-    for path in paths:
-        with pq.ParquetFile(path) as file:
-            for part in file.iter_batches(TAKE_ROWS, columns=["id", "state", "pcm_sha256"]):
-                table = pa.Table.from_batches([part])
-                yield table.filter(pc.equal(table["state"], "passed")).drop(["state"]).drop_null().cast(_CLIPS)
+    with ThreadPoolExecutor(READERS) as pool:
+        yield from bounded_map(pool, _read_passed, paths, ahead=2 * READERS)
+
+
+def _read_passed(path: str | os.PathLike[str]) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        table = file.read(columns=["id", "state", "pcm_sha256"])
+    return table.filter(pc.equal(table["state"], "passed")).drop(["state"]).drop_null().cast(_CLIPS)
 
 
 def _repeats(clips: pa.Table) -> pa.Table:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from speechmill.parallel import bounded_map
 from speechmill.ranking.profile import FrozenProfile
 from speechmill.ranking.topsis import Array, scale_all
 
 SAMPLE_ROWS = 200_000
+READERS = 2  # threads
 SATURATED = 0.2  # share of rows at a bound from which a criterion is warned about
 ROBUST_PERCENTILES = (1.0, 99.0)
 DECIMALS = 6
@@ -143,19 +146,24 @@ def _sample(rankings: Iterable[str | os.PathLike[str]], metrics: list[str], rows
     duplicates was kept.
     """
     schema = pa.schema([*(pa.field(name, pa.float64()) for name in metrics), pa.field("key", pa.string())])
-    kept, held, last = [schema.empty_table()], 0, None
-    for path in rankings:
+
+    def scored(path: str | os.PathLike[str]) -> pa.Table:
         with pq.ParquetFile(path) as file:
             table = file.read(columns=["id", "state", "closeness", *metrics])
-        key = pc.utf8_reverse(table["id"])
         wanted = pc.and_(pc.not_equal(table["state"], "duplicate"), pc.is_valid(table["closeness"]))
-        if last is not None:  # most rows come after a sample that is full
-            wanted = pc.and_(wanted, pc.less_equal(key, last))
-        kept.append(table.select(metrics).append_column("key", key).filter(wanted).cast(schema))
-        held += len(kept[-1])
-        if held > 2 * rows:
-            kept = [_first(kept, rows)]
-            held, last = rows, kept[0]["key"][-1]
+        table = table.append_column("key", pc.utf8_reverse(table["id"]))
+        return table.select(schema.names).filter(wanted).cast(schema)
+
+    kept, held, last = [schema.empty_table()], 0, None
+    with ThreadPoolExecutor(READERS) as pool:
+        for table in bounded_map(pool, scored, rankings, ahead=2 * READERS):
+            if last is not None:  # most rows come after a sample that is full
+                table = table.filter(pc.less_equal(table["key"], last))
+            kept.append(table)
+            held += len(table)
+            if held > 2 * rows:
+                kept = [_first(kept, rows)]
+                held, last = rows, kept[0]["key"][-1]
     return _first(kept, rows)
 
 

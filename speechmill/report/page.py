@@ -71,8 +71,8 @@ def make_report(
         content = summarize(found, profile, source, config, versions, skipped, timing)
         chosen = choose(ranking_files, config["report"]["examples"])
         examples = load_examples(chosen, enhanced_files)
+        write_report(page, content, found, examples, profile, advice, source, config)
         merged.result()
-    write_report(page, content, found, examples, profile, advice, source, config)
     write_json(summary, content)
     return content
 
