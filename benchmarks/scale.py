@@ -169,8 +169,7 @@ def plan(folder: Path, clips: int, table: Table) -> None:
     for name in ("config.yaml", "results/demo/source.json", "results/demo/preflight.json"):
         shutil.copy2(done / name, cold / name)
     multiply(cold, names)
-    # Targets are for 10 million clips, and hold for fewer.
-    due = clips <= 10_000_000
+    due = clips <= 10_000_000  # the targets are for so many
     found = snakemake(cold, "-n")
     if not re.search(rf"^enhance +{len(names)}$", found.output, re.MULTILINE):
         raise SystemExit(f"not the plan that is to be measured:\n{found.output[-3000:]}")

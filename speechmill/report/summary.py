@@ -18,7 +18,7 @@ from speechmill.ranking.profile import FrozenProfile
 from speechmill.shards import RANKING, conform, ranking_schema, table_writer
 
 READ_ROWS = 65_536
-ROW_GROUP = 10_000
+ROW_GROUP = 100_000  # what a writer remembers of each grows with the table
 MAX_DISTINCT = 65_536
 PENDING = 524_288  # values that wait for a merge
 MANTISSA = 52  # bits of a double
