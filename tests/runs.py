@@ -7,9 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import soundfile
@@ -108,3 +110,14 @@ def make_corpus(folder: Path) -> None:
     (folder / "cut.flac").write_bytes(prompts[1].read_bytes()[:9000])
     (folder / "text.wav").write_text("not audio")
     soundfile.write(folder / "ความเงียบ.wav", np.zeros(16000, np.int16), 16000)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
+    """What the condition gives once it is true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.1)
+    raise AssertionError("waited in vain")

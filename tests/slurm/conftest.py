@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 from speechmill import slurm
 from speechmill.attempts import read_attempts
 
-from ..runs import ROOT, Finished, Run, make_corpus
+from ..runs import ROOT, Finished, Run, make_corpus, wait_for
 from . import cluster
 
 CLUSTER = {"memory_per_worker": "2G", "hours": 0.5, "retry_delay_seconds": 1}
@@ -175,16 +174,6 @@ class SlurmRun(Run):
     def states(self, work: str) -> list[str]:
         """States of all attempts at a piece of work, in order, without sacct's "by 0"."""
         return [row.state.split(" ")[0] for row in self.accounted() if row.work == work]
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.1)
-    raise AssertionError("waited in vain")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,9 +17,8 @@ import pytest
 from speechmill import slurm
 from speechmill.files import read_json
 
-from ..runs import RESULTS
+from ..runs import RESULTS, wait_for
 from . import cluster
-from .conftest import wait_for
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import pytest
 from speechmill.files import read_json
 from speechmill.shards import write_table
 
-from ..runs import RESULTS, SPEECH, Run, make_corpus
+from ..runs import RESULTS, SPEECH, Run, make_corpus, wait_for
 
 
 def test_a_run_from_nothing_reaches_the_sentinel_and_balances(finished):
@@ -91,23 +91,13 @@ def _processes(directory: Path, needle: str) -> list[int]:
     return found
 
 
-def _wait_for(condition, seconds: float = 120):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.1)
-    raise AssertionError("waited in vain")
-
-
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the worker through /proc, which Linux has")
 def test_a_killed_worker_is_repeated_with_the_same_bytes(finished, tmp_path):
     run = Run(tmp_path / "worker")
     make_corpus(run.directory / "corpus")
     process = run.popen()
     try:
-        workers = _wait_for(lambda: _processes(run.directory, "enhance.py"))
+        workers = wait_for(lambda: _processes(run.directory, "enhance.py"))
         time.sleep(2)
         for worker in workers:
             os.kill(worker, signal.SIGKILL)
@@ -128,7 +118,7 @@ def test_snakemake_killed_at_random_moments_ends_with_the_same_bytes(finished, t
     for after in ("enhance", "score"):
         process = run.popen()
         try:
-            _wait_for(lambda after=after: list((run.results / "logs" / after).glob("*.log")))
+            wait_for(lambda after=after: list((run.results / "logs" / after).glob("*.log")))
             time.sleep(moments.uniform(0, 8))
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
