@@ -87,7 +87,7 @@ def test_a_damaged_file_names_shard_and_remedy(shard, damage):
     data = shard.read_bytes()
     if damage == "pages":
         # The page of the ids, whose zstd frame begins 20 to 60 bytes into its column.
-        start = pq.read_metadata(shard).row_group(1).column(0).dictionary_page_offset
+        start = pq.read_metadata(shard).row_group(1).column(0).data_page_offset
         data = data[:start] + bytes(40) + data[start + 40 :]
     else:
         data = {"text": b"no table", "empty": b"", "cut": data[: len(data) // 2]}[damage]
