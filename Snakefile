@@ -46,10 +46,18 @@ localrules:
     profile,
     rank,
     advice,
+    fetch,
+
+
+# A repository is listed where the network is.
+if is_fetched():
+
+    localrules:
+        source,
 
 
 rule all:
     default_target: True
     input:
-        run_file("published/UPLOADED.json"),
         run_file("report/report.html"),
+        [] if config["publish"]["kind"] == "none" else run_file("published/UPLOADED.json"),

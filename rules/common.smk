@@ -15,11 +15,12 @@ from speechmill.devices import announce_gpus, announced_gpus, visible_gpus
 from speechmill.errors import SpeechmillError
 
 CONFIG_DIR = Path(workflow.basedir) / "config"
-HOW_JOBS_RUN = ("cluster", "device", "failed_batches", "without_batches")
+HOW_JOBS_RUN = ("cluster", "device", "download", "failed_batches", "without_batches")
 
 
 wildcard_constraints:
     batch=r"[A-Za-z0-9_-]+",
+    file=r"[A-Za-z0-9_-]+",
 
 
 def plain_errors(function):
@@ -60,7 +61,7 @@ def begin_run():
     if problems:
         raise SpeechmillError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
     owner.claim(Path(run_file("")))
-    logger.addHandler(AttemptLog(Path(run_file(""))))
+    logger.addHandler(AttemptLog(Path(run_file("")), workflow.execution_settings.retries))
 
 
 def end_run():
@@ -84,12 +85,17 @@ def audio_shard(path):
 @functools.cache
 @plain_errors
 def source_fingerprint():
-    """Changes when the source's files do. Read while the DAG is built, once, from names, sizes and times alone."""
-    from speechmill.sources import open_source
+    """Changes when the source does. Read while the DAG is built, once: from names, sizes and times, or a commit."""
+    from speechmill.sources.revision import UNKNOWN, current_revision
 
     if missing_paths(config, CONFIG_DIR):
-        return "not there yet"
-    return open_source(config).fingerprint()
+        return UNKNOWN
+    return current_revision(config, Path(run_file("")), logger.warning)
+
+
+def is_fetched():
+    """Whether the source's files are downloaded, one job each, before they are read."""
+    return config["source"]["repo"] is not None or config["source"]["datacollective"] is not None
 
 
 def source_state(wildcards):
@@ -105,12 +111,30 @@ def batch_files(pattern):
     """An input function: the file of every batch, once the manifest knows them."""
 
     def files(wildcards):
-        from speechmill.manifest import read_batches
-
-        batches = [row["batch"] for row in read_batches(Path(checkpoints.manifest.get().output.batches))]
+        batches = batch_rows(checkpoints.manifest.get().output.batches)
         return [run_file(pattern).format(batch=batch) for batch in batches if batch not in config["without_batches"]]
 
     return files
+
+
+def fetched_file(wildcards):
+    """The downloaded source file of a batch; none where it is read in place."""
+    if config["source"]["repo"] is None:
+        return []
+    key = batch_rows(checkpoints.manifest.get().output.batches)[wildcards.batch]["fetched_as"]
+    return [ancient(run_file(f"raw/{key}"))]
+
+
+def batch_rows(batches_tsv):
+    """The rows of batches.tsv by batch, read once for every state of the file."""
+    return _batch_rows(str(batches_tsv), Path(batches_tsv).stat().st_mtime_ns)
+
+
+@functools.lru_cache(1)
+def _batch_rows(batches_tsv, mtime_ns):
+    from speechmill.manifest import read_batches
+
+    return {row["batch"]: row for row in read_batches(Path(batches_tsv))}
 
 
 def gpus_per_worker():

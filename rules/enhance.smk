@@ -5,6 +5,7 @@ rule enhance:
     input:
         batch=run_file("manifest/{batch}.json"),
         preflight=ancient(run_file("preflight.json")),
+        fetched=fetched_file,
     output:
         enhanced=audio_shard("enhanced/{batch}.parquet"),
         ledger=run_file("ledger/{batch}.enhance.parquet"),

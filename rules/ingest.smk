@@ -38,6 +38,26 @@ rule source:
         "../scripts/source.py"
 
 
+# A file of a repository, as soon as there is room for it (download.max_gb), deleted after its last batch. Here, where the
+# network is. It takes no core while it waits. What a second attempt could mend, it waits for itself: no retries.
+rule fetch:
+    input:
+        source=ancient(run_file("source.json")),
+        batches=ancient(run_file("manifest/batches.tsv")),
+    output:
+        temp(run_file("raw/{file}")),
+    log:
+        log_file("fetch/{file}"),
+    conda:
+        "../envs/speechmill.yaml"
+    threads: 0
+    retries: 0
+    resources:
+        download_slots=1,
+    script:
+        "../scripts/fetch.py"
+
+
 # The one checkpoint. {batch}.json and {batch}.parquet beside batches.tsv are no declared outputs: Snakemake
 # would delete them all before a new listing, and with them the batches that did not change.
 checkpoint manifest:

@@ -11,6 +11,7 @@ with logged(snakemake):
     counts = enhance_batch(
         Path(snakemake.input.batch),
         open_source(snakemake.config),
+        Path(snakemake.input.fetched) if snakemake.input.fetched else None,
         snakemake.config,
         read_preflight(Path(snakemake.input.preflight)),
         device_of(snakemake.resources.gpu, snakemake.config["device"]),

@@ -1,7 +1,7 @@
 """The workflow's own account of every attempt of every job: `{run}/logs/attempts.jsonl`, appended to, never rewritten.
 
 One line per event: `time` (UTC), `start` (when this Snakemake started), `event` (submitted | finished | failed),
-`stage`, `batch` (null for jobs of the whole run), `attempt` and, on Slurm, `slurm_job`.
+`stage`, `batch` (null for jobs of the whole run), `attempt`, on Slurm `slurm_job`, and `given_up` with the last failure.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+) ")
 class AttemptLog(logging.Handler):
     """Listens to Snakemake's logger. A full disk costs lines of this log, never the run."""
 
-    def __init__(self, run_dir: Path):
+    def __init__(self, run_dir: Path, retries: int = 0):
         super().__init__(logging.INFO)
+        self.retries = retries
         self.path = run_dir / FILE
         self.start = utc_now()
         self.works: dict[int, tuple[str, str | None]] = {}
@@ -57,7 +58,7 @@ class AttemptLog(logging.Handler):
 
     def _write(self, event: str, job: int) -> None:
         stage, batch = self.works.get(job, ("unknown", None))
-        line = {
+        line: dict[str, Any] = {
             "time": utc_now(),
             "start": self.start,
             "event": event,
@@ -66,6 +67,8 @@ class AttemptLog(logging.Handler):
             "attempt": self.attempts.get(job, 1),
             "slurm_job": self.slurm_jobs.get(job),
         }
+        if event == "failed" and self.attempts.get(job, 1) > self.retries:
+            line["given_up"] = True
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -64,6 +64,8 @@ def validate_config(config: dict[str, Any], config_dir: Path) -> dict[str, Any]:
     problems = []
     for error in sorted(Draft202012Validator(schema).iter_errors(config), key=lambda e: [str(p) for p in e.path]):
         problems.extend(_explain(error))
+    if not problems:
+        problems += _source_problems(config["source"])
     enhance = config.get("enhance", {})
     if not problems and enhance["min_seconds"] >= enhance["max_seconds"]:
         problems.append(
@@ -72,6 +74,30 @@ def validate_config(config: dict[str, Any], config_dir: Path) -> dict[str, Any]:
     if problems:
         raise ConfigError("the configuration is not valid:\n" + "\n".join(f"  - {p}" for p in problems))
     return config
+
+
+# Which settings say where a kind of source lies: exactly one of them has to be given.
+PLACES = {
+    "folder": ("path",),
+    "parquet": ("path",),
+    "hf_parquet": ("repo",),
+    "gigaspeech2": ("repo", "path"),
+    "common_voice": ("path", "datacollective"),
+    "webdataset": ("path", "repo"),
+    "lhotse_shar": ("path",),
+}
+
+
+def _source_problems(source: dict[str, Any]) -> list[str]:
+    kind, places = source["kind"], PLACES[source["kind"]]
+    given = [place for place in ("path", "repo", "datacollective") if source[place] is not None]
+    problems = []
+    if len(given) != 1 or given[0] not in places:
+        there = f"; given: {', '.join(f'source.{place}' for place in given)}" if given else ""
+        problems.append(f"source.kind {kind} needs {' or '.join(f'source.{place}' for place in places)}{there}")
+    if kind == "gigaspeech2" and source["language"] is None:
+        problems.append("source.kind gigaspeech2 needs source.language: th, id or vi")
+    return problems
 
 
 def _fill_defaults(value: Any, schema: dict[str, Any]) -> None:

@@ -6,7 +6,9 @@ import csv
 import hashlib
 import io
 import math
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +24,61 @@ from speechmill.shards import MANIFEST, write_table
 from speechmill.sources import BatchPlan, Listing, Source, SourceFile
 
 THREADS = 8
+COLUMNS = ["batch", "clips", "seconds", "source_file", "fetched_as"]  # of batches.tsv
 CLIP_ID_DIGITS = 24  # 96 bits: a collision among 10^9 clips has a chance of about 10^-11
 
 
-def clip_id(source: str, source_file: str, source_row: int | None) -> str:
-    """Id of a clip: a hash of the corpus's name and the clip's place in it, whatever the revision or its bytes."""
-    place = f"{source}\0{source_file}\0{'' if source_row is None else source_row}"
+def clip_id(source: str, source_file: str, place: int | str | None) -> str:
+    """Id of a clip: a hash of the corpus's name and the clip's place in it, whatever the revision or its bytes.
+
+    The place is a row of a table or a member of an archive, None where a file is a clip.
+    """
+    place = f"{source}\0{source_file}\0{'' if place is None else place}"
     return hashlib.sha256(place.encode()).hexdigest()[:CLIP_ID_DIGITS]
 
 
-def describe_source(source: Source, config: dict[str, Any], checksums: Path) -> dict[str, Any]:
+def identify(row: dict[str, Any], dataset: str) -> dict[str, Any]:
+    """A clip's row with its id and the corpus's name."""
+    place = row.get("source_row") if row.get("source_member") is None else row["source_member"]
+    return {**row, "id": clip_id(dataset, row["source_file"], place), "source": dataset}
+
+
+def describe_source(source: Source, config: dict[str, Any]) -> dict[str, Any]:
     """The content of source.json: kind, revision, licence and every file with size and sha256.
 
-    The revision of a local source is a hash of the names and checksums of its files.
+    The revision of a repository is its commit, that of a local source a hash of the names and checksums of its files.
     """
-    listing = source.list_files(checksums)
-    files = [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in listing.files]
+    listing = source.list_files()
     digest = hashlib.sha256("".join(f"{f.path}\0{f.sha256}\n" for f in listing.files).encode()).hexdigest()
     section = config["source"]
     return {
         "dataset": config["dataset"],
         "kind": section["kind"],
-        "path": section["path"],
-        "revision": f"sha256:{digest}",
+        "path": section["repo"] or section["path"] or section["datacollective"],
+        "revision": listing.commit or f"sha256:{digest}",
         "license": section["license"],
         "attribution": section["attribution"],
         "bytes": sum(f.size for f in listing.files),
         "metadata_sha256": sha256_file(section["metadata"]) if section["metadata"] else None,
-        "files": files,
+        "files": [_described(file) for file in listing.files],
+        "tables": [_described(file) for file in listing.tables],
         "notes": listing.notes,
     }
 
 
+def _described(file: SourceFile) -> dict[str, Any]:
+    return {"sha256": "", **{name: value for name, value in asdict(file).items() if value not in (None, "")}}
+
+
+def listing_of(description: dict[str, Any]) -> Listing:
+    """What `describe_source` described."""
+    files, tables = ([SourceFile(**file) for file in description[part]] for part in ("files", "tables"))
+    commit = None if description["revision"].startswith("sha256:") else description["revision"]
+    return Listing(files, [], commit, tables)
+
+
 def build_manifest(source: Source, description: dict[str, Any], config: dict[str, Any], directory: Path) -> list[str]:
-    """Write {batch}.json and {batch}.parquet for every batch, then batches.tsv; returns notes for a person.
+    """Write {batch}.json, and {batch}.parquet where clips are listed, then batches.tsv; returns notes for a person.
 
     Files of unchanged batches are left untouched. Batches of an earlier state that are no more are removed.
 
@@ -63,24 +86,27 @@ def build_manifest(source: Source, description: dict[str, Any], config: dict[str
         SourceError: the source holds no clip.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    identity = {"kind": config["source"]["kind"], "path": config["source"]["path"], "batch_size": config["batch_size"]}
-    listing = Listing([SourceFile(**f) for f in description["files"]], [])
+    listing = listing_of(description)
+    identity = batch_identity(config)
     previous = _previous_plans(directory, identity)
-    checksums = {file.path: file.sha256 for file in listing.files}
+    files = {file.path: file for file in listing.files}
     known = {
         sha: duration
         for plan in previous
+        if plan.clips is not None
         for sha, duration in zip(*(plan.clips[c].to_pylist() for c in ("sha256", "header_duration")), strict=True)
         if sha is not None
     }
     index = []
     with ThreadPoolExecutor(THREADS) as pool, tqdm(desc="headers", unit="clip", mininterval=2) as progress:
         for plan in source.plan(listing, config["batch_size"], previous):
-            table = _complete(plan, source, description["dataset"], known, pool, progress)
-            revision = f"sha256:{checksums[plan.source_file]}" if plan.source_file else None
-            index.append(_write_batch(plan, table, identity, revision, directory))
+            table = None
+            if plan.clips is not None:
+                table = _complete(plan, source, description["dataset"], known, pool, progress)
+            file = files.get(plan.source_file or "")
+            index.append(_write_batch(plan, table, identity, file, source.fetched, directory))
     if not index:
-        raise SourceError(f"{config['source']['path']}: holds no clip")
+        raise SourceError(f"{description['path']}: holds no clip")
     index.sort(key=lambda row: row["batch"])
     keep = {row["batch"] for row in index}
     for path in directory.iterdir():
@@ -96,19 +122,34 @@ def read_batches(batches_tsv: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle, delimiter="\t"))
 
 
-def read_batch(batch_json: Path) -> tuple[dict[str, Any], pa.Table]:
-    """One batch's description and clip table.
+def batch_identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What batches belong to: with another one, all are cut anew. A release that comes as a new file is none."""
+    section = config["source"]
+    kept = {"path": section["path"]} if section["kind"] in ("folder", "parquet") else {}
+    return {"kind": section["kind"], "batch_size": config["batch_size"], **kept}
+
+
+def read_batch(batch_json: Path) -> tuple[dict[str, Any], pa.Table | None]:
+    """One batch's description and its clip table, None where the batch is a range of its source file.
 
     Raises:
         SourceError: the table is not the one that the description was written with.
     """
     description = read_json(batch_json)
+    if description["table_sha256"] is None:
+        return description, None
     table_path = batch_json.with_suffix(".parquet")
     if not table_path.is_file() or sha256_file(table_path) != description["table_sha256"]:
         raise SourceError(
             f"{table_path} is missing or was changed; delete {batch_json.parent}/batches.tsv and run again"
         )
     return description, pq.read_table(table_path)
+
+
+def plan_of(description: dict[str, Any], table: pa.Table | None) -> BatchPlan:
+    """What `read_batch` read, as it was planned."""
+    fields = ("batch", "source_file", "first_row", "split")
+    return BatchPlan(**{name: description[name] for name in fields}, clips=table, rows=description["clips"])
 
 
 def _previous_plans(directory: Path, identity: dict[str, Any]) -> list[BatchPlan]:
@@ -119,7 +160,7 @@ def _previous_plans(directory: Path, identity: dict[str, Any]) -> list[BatchPlan
         except (SourceError, ValueError, KeyError, OSError, pa.ArrowException):
             continue  # torn by a crash: planned anew
         if description.get("identity") == identity:
-            plans.append(BatchPlan(description["batch"], description["source_file"], table))
+            plans.append(plan_of(description, table))
     return plans
 
 
@@ -132,19 +173,15 @@ def _complete(
     progress: tqdm,
 ) -> pa.Table:
     """The plan's table with ids, the corpus's name and durations by header."""
-    rows = plan.clips.select([f.name for f in MANIFEST if f.name not in ("id", "source")]).to_pylist()
-    for row in rows:
-        row["id"] = clip_id(dataset, row["source_file"], row["source_row"])
-        row["source"] = dataset
-    todo = [row for row in rows if row["sha256"] is None or row["sha256"] not in known]
-    for row in rows:
-        row["header_duration"] = known.get(row["sha256"]) if row["sha256"] is not None else None
-    wanted = plan.clips
-    if len(todo) < len(rows):
-        missing = {row["id"] for row in todo}
-        wanted = plan.clips.filter(pa.array([row["id"] in missing for row in rows]))
-    durations = bounded_map(pool, _header_duration, source.read(plan.source_file, wanted)) if todo else ()
-    for row, duration in zip(todo, durations, strict=True):
+    assert plan.clips is not None
+    if not source.reads_headers:
+        rows = [identify(row, dataset) for row in plan.clips.to_pylist()]
+        return pa.Table.from_pylist(rows, schema=MANIFEST)
+    rows = [identify(row, dataset) | {"header_duration": known.get(row["sha256"])} for row in plan.clips.to_pylist()]
+    todo = [row for row in rows if row["sha256"] not in known]
+    wanted = replace(plan, clips=pa.Table.from_pylist(todo, schema=MANIFEST))
+    clips = (data for _, data in source.read(wanted, None, Counter())) if todo else ()
+    for row, duration in zip(todo, bounded_map(pool, _header_duration, clips), strict=True):
         row["header_duration"] = duration
         progress.update()
     return pa.Table.from_pylist(rows, schema=MANIFEST)
@@ -160,20 +197,29 @@ def _header_duration(data: bytes | Path | ClipError) -> float | None:
 
 
 def _write_batch(
-    plan: BatchPlan, table: pa.Table, identity: dict[str, Any], revision: str | None, directory: Path
+    plan: BatchPlan,
+    table: pa.Table | None,
+    identity: dict[str, Any],
+    file: SourceFile | None,
+    fetched: bool,
+    directory: Path,
 ) -> dict[str, Any]:
-    seconds = math.fsum(value or 0.0 for value in table["header_duration"].to_pylist())
     table_path, json_path = directory / f"{plan.batch}.parquet", directory / f"{plan.batch}.json"
-    if not (table_path.is_file() and _same_table(table_path, table)):
+    if table is not None and not (table_path.is_file() and _same_table(table_path, table)):
         write_table(table, table_path)
+    durations = [] if table is None else table["header_duration"].to_pylist()
+    known = [value for value in durations if value is not None]
     description = {
         "batch": plan.batch,
         "identity": identity,
         "source_file": plan.source_file,
-        "source_revision": revision,  # of the source file; null where each clip is a file
-        "clips": table.num_rows,
-        "seconds": round(seconds, 3),
-        "table_sha256": sha256_file(table_path),
+        "source_revision": file.digest if file else None,  # of the source file; null where each clip is a file
+        "fetched_as": file.key if file and fetched else None,
+        "first_row": plan.first_row,
+        "split": plan.split,
+        "clips": plan.rows if table is None else table.num_rows,  # null: known once the file was read
+        "seconds": round(math.fsum(known), 3) if known else None,  # as headers claim; null where nobody looked
+        "table_sha256": None if table is None else sha256_file(table_path),
     }
     try:
         unchanged = read_json(json_path) == description
@@ -181,7 +227,7 @@ def _write_batch(
         unchanged = False
     if not unchanged:
         write_json(json_path, description)
-    return {key: description[key] for key in ("batch", "clips", "seconds", "source_file")}
+    return {key: description[key] for key in COLUMNS}
 
 
 def _same_table(path: Path, table: pa.Table) -> bool:
@@ -193,7 +239,7 @@ def _same_table(path: Path, table: pa.Table) -> bool:
 
 def _tsv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["batch", "clips", "seconds", "source_file"], delimiter="\t", lineterminator="\n")
+    writer = csv.DictWriter(text, COLUMNS, delimiter="\t", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

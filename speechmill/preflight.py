@@ -15,10 +15,12 @@ from typing import Any
 from speechmill.config import missing_paths, profile_path
 from speechmill.devices import node_name
 from speechmill.enhance import available_enhancer
-from speechmill.errors import ConfigError, SpeechmillError
+from speechmill.errors import ConfigError, SourceError, SpeechmillError
 from speechmill.files import read_json
 from speechmill.metrics import ENHANCE_METRICS, MetricGroup, all_metrics, load_groups, resolve_groups
+from speechmill.policy import check_policy
 from speechmill.ranking.profile import load_profile
+from speechmill.sources import open_source
 from speechmill.vad import vad_versions
 
 
@@ -34,6 +36,8 @@ def preflight(config: dict[str, Any], config_dir: Path, run_dir: Path) -> dict[s
     report: dict[str, Any] = {"dataset": config["dataset"], "warnings": []}
     if not problems:
         problems += _check_disk(config, run_dir)
+        problems += _check_access(config)
+    problems += _check_policy(config)
     problems += _check_models(config, report)
     problems += _check_profile(config, config_dir)
     if config["publish"]["kind"] == "folder" and config["source"]["license"] is None:
@@ -99,12 +103,28 @@ def check_models(here: Mapping[str, str], found: Mapping[str, Any]) -> None:
             raise SpeechmillError(f"the weights {name} have the sha256 {version} here, preflight's are {there}")
 
 
+def _check_access(config: dict[str, Any]) -> list[str]:
+    try:
+        open_source(config).check_access()
+    except SourceError as error:
+        return [str(error)]
+    return []
+
+
+def _check_policy(config: dict[str, Any]) -> list[str]:
+    try:
+        check_policy(config)
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
+
+
 def _check_disk(config: dict[str, Any], run_dir: Path) -> list[str]:
     """Free space for the enhanced shards, once more for what is published, and as much again for originals."""
+    if config["source"]["path"] is None:
+        return []  # known once the source is listed
     source = Path(config["source"]["path"])
-    if not source.is_dir():
-        return []
-    size = sum(f.stat().st_size for f in source.rglob("*") if f.is_file())
+    size = sum(f.stat().st_size for f in ([source] if source.is_file() else source.rglob("*")) if f.is_file())
     needed = size * (3 if config["enhance"]["keep_original"] else 2)
     run_dir.mkdir(parents=True, exist_ok=True)
     if not os.access(run_dir, os.W_OK):

@@ -29,6 +29,7 @@ IDENTITY = [
     pa.field("source_split", pa.string()),
     pa.field("source_file", pa.string()),  # path below the source's root
     pa.field("source_row", pa.int64()),  # row of a table; null where a file is a clip
+    pa.field("source_member", pa.string()),  # of an archive
 ]
 
 MANIFEST = pa.schema(
@@ -57,6 +58,12 @@ LEDGER = pa.schema(
         pa.field("input_duration", pa.float64()),  # seconds decoded, null where it was not
         pa.field("input_sha256", pa.string()),  # of the encoded input
         pa.field("pcm_sha256", pa.string()),  # of the decoded mono samples and their rate
+        pa.field("fingerprint", pa.binary()),  # of what they sound like, for near duplicates
+        pa.field("utterance", pa.string()),  # the same for the same sentence of the same speaker
+        pa.field("text", pa.string()),
+        pa.field("language", pa.string()),
+        pa.field("speaker_id", pa.string()),
+        pa.field("license", pa.string()),
     ]
 )
 
@@ -65,7 +72,8 @@ ENHANCED = pa.schema(
         *IDENTITY,
         pa.field("audio", AUDIO),  # what is published: FLAC, mono, 16 bit
         pa.field("original", AUDIO),  # the same clip not denoised; null where `variant` is original
-        pa.field("text", pa.string()),
+        pa.field("text", pa.string()),  # as the corpus wrote it
+        pa.field("text_norm", pa.string()),  # speechmill.transcript.normalize
         pa.field("language", pa.string()),
         pa.field("duration", pa.float64()),  # seconds of `audio`
         pa.field("sampling_rate", pa.int32()),
@@ -127,6 +135,12 @@ def models_of(schema: pa.Schema) -> dict[str, str]:
     return json.loads((schema.metadata or {}).get(b"models", b"{}"))
 
 
+def noted(metadata: Mapping[bytes, bytes] | None, name: str) -> Any:
+    """What `TableWriter.note` wrote under a name into a file's metadata; None where it did not."""
+    value = (metadata or {}).get(name.encode())
+    return None if value is None else json.loads(value)
+
+
 @contextmanager
 def reading_shard(path: str | os.PathLike[str], clip_id: str | None = None) -> Iterator[None]:
     """Around the reading of an enhanced shard, or of one clip of it: damage becomes one message.
@@ -167,7 +181,19 @@ def conform(part: pa.Table | pa.RecordBatch, schema: pa.Schema) -> pa.Table:
 
 
 # Columns that hold another value in nearly every row.
-DISTINCT = frozenset(["id", "source_id", "source_file", "source_row", "sha256", "input_sha256", "pcm_sha256"])
+DISTINCT = frozenset(
+    [
+        "id",
+        "source_id",
+        "source_row",
+        "source_member",
+        "fingerprint",
+        "utterance",
+        "sha256",
+        "input_sha256",
+        "pcm_sha256",
+    ]
+)
 
 
 class TableWriter:
@@ -204,6 +230,10 @@ class TableWriter:
     def write_table(self, table: pa.Table) -> None:
         """Add all rows of a table."""
         self._writer.write_table(table.cast(self._schema), row_group_size=self._row_group_size)
+
+    def note(self, **values: Any) -> None:
+        """Add values that JSON can hold to the file's metadata, each under its name."""
+        self._writer.add_key_value_metadata({k: json.dumps(v, sort_keys=True) for k, v in values.items()})
 
     def _flush(self) -> None:
         if self._rows:

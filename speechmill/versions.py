@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from importlib import metadata
 
-ENHANCE = 2
+ENHANCE = 3
 SCORE = 2
-RANK = 1
+RANK = 2
 REPORT = 1
-PUBLISH = 2
+PUBLISH = 3
 
 PACKAGES = (
     "speechmill torch torchaudio numpy scipy soundfile soxr pyarrow onnxruntime silero-vad pyrnnoise speechmos "

@@ -6,6 +6,7 @@ decode, mono, resample -> voice activity, input metrics -> denoise -> guard -> t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -27,12 +28,13 @@ from speechmill.enhance import Enhancer, limit_attenuation, load_enhancer
 from speechmill.enhance.guard import Decision, GuardEvidence, GuardThresholds, choose_variant, measure_evidence
 from speechmill.errors import ClipError, ClipRejection
 from speechmill.files import sha256_json
-from speechmill.manifest import read_batch
-from speechmill.metrics import INPUT_METRICS, ClipBatch, clip_ratio, dc_offset, measure_input_signal, peak_dbfs
+from speechmill.manifest import identify, plan_of, read_batch
+from speechmill.metrics import ENHANCE_METRICS, ClipBatch, clip_ratio, dc_offset, measure_input_signal, peak_dbfs
 from speechmill.parallel import bounded_map
 from speechmill.preflight import as_preflight_found, check_models
 from speechmill.shards import ENHANCED, LEDGER, table_writer, with_models
 from speechmill.sources import Source
+from speechmill.transcript import count_characters, normalize, utterance_key
 from speechmill.vad import CHUNK, SileroVad, VadOptions, longest_pause_s, speech_seconds, speech_segments, vad_versions
 from speechmill.vad import RATE as MODEL_RATE
 
@@ -50,6 +52,9 @@ class Clip:
     original: np.ndarray  # float32 at the published rate
     native: np.ndarray  # float32 at the enhancer's rate
     measured: dict[str, float] = field(default_factory=dict)
+
+
+Loaded = tuple[dict[str, Any], Clip | ClipError | ClipRejection]  # with its row
 
 
 @dataclass(frozen=True)
@@ -84,23 +89,23 @@ class Processor:
         # How clips are grouped must not change what they become, so it is not part of the provenance.
         self.config_sha256 = sha256_json({k: v for k, v in self.settings.items() if k != "batch_seconds"})
 
-    def load(self, item: tuple[dict[str, Any], bytes | Path | ClipError]) -> Clip | ClipError | ClipRejection:
+    def load(self, item: tuple[dict[str, Any], bytes | Path | ClipError]) -> Loaded:
         """Decode one clip and measure what resampling would hide. Called from many threads."""
         row, data = item
         if isinstance(data, ClipError):
-            return data
+            return row, data
         try:
-            return self._load(row, data)
+            return row, self._load(row, data)
         except (ClipError, ClipRejection) as error:
-            return error
+            return row, error
         except Exception as error:
             if is_machine_fault(error):
                 raise
-            return ClipError("decode_failed", f"{type(error).__name__}: {error}")
+            return row, ClipError("decode_failed", f"{type(error).__name__}: {error}")
 
     def _load(self, row: dict[str, Any], data: bytes | Path) -> Clip:
         decoded = decode(data, self.limits)
-        if isinstance(data, Path) and row["sha256"] not in (None, decoded.input_sha256):
+        if isinstance(data, Path) and row.get("sha256") not in (None, decoded.input_sha256):
             raise ClipError("changed", "the file was changed after it was listed; run again to list it anew")
         samples = decoded.samples
         measured = {
@@ -141,6 +146,8 @@ class Processor:
             )
             for index, outcome in zip(kept, finished, strict=True):
                 outcome.values["longest_pause_s"] = longest_pause_s(segments[index])
+                characters, seconds = count_characters(clips[index].row["text_norm"]), speech_seconds(segments[index])
+                outcome.values["chars_per_second"] = characters / seconds if characters else None
                 outcomes[index] = outcome
         found = [outcome for outcome in outcomes if outcome is not None]
         assert len(found) == len(clips), "a clip was lost"
@@ -292,6 +299,7 @@ def _fit(samples: np.ndarray, size: int) -> np.ndarray:
 def enhance_batch(
     batch_json: Path,
     source: Source,
+    fetched: Path | None,
     config: dict[str, Any],
     found: Mapping[str, Any],
     device: str,
@@ -302,24 +310,27 @@ def enhance_batch(
 ) -> dict[str, int]:
     """Run the job; returns the number of clips by state. Both files appear complete or not at all.
 
+    `fetched` is where the batch's source file was downloaded to, None where it is read in place.
+
     Raises:
         SpeechmillError: this node lacks what preflight `found`.
     """
     description, table = read_batch(batch_json)
+    plan = plan_of(description, table)
     torch.set_num_threads(threads)
-    metric_fields = [pa.field(name, pa.float64()) for name in (*INPUT_METRICS, "denoise_removed_db", "longest_pause_s")]
+    metric_fields = [pa.field(name, pa.float64()) for name in ENHANCE_METRICS]
     schema = with_models(pa.schema([*ENHANCED, *metric_fields]), vad_versions())
     counts = {"passed": 0, "rejected": 0, "errored": 0}
-    rows = table.to_pylist()
+    passed_over: Counter[str] = Counter()
     with (
         ThreadPoolExecutor(threads) as pool,
         table_writer(LEDGER, ledger) as ledger_writer,
         table_writer(schema, enhanced, row_group_size=ROW_GROUP, uncompressed=AUDIO_COLUMNS) as shard_writer,
-        tqdm(total=len(rows), desc=description["batch"], unit="clip", mininterval=5) as progress,
+        tqdm(total=plan.rows, desc=plan.batch, unit="clip", mininterval=5) as progress,
     ):
         processor = Processor(config, found, device, pool)
-        items = zip(rows, source.read(description["source_file"], table), strict=True)
-        loaded = zip(rows, bounded_map(pool, processor.load, items, ahead=4 * threads), strict=True)
+        clips = ((_complete(row, config["dataset"]), data) for row, data in source.read(plan, fetched, passed_over))
+        loaded = bounded_map(pool, processor.load, clips, ahead=4 * threads)
         for window in windows(loaded, _held_seconds, WINDOW_BATCHES * batch_seconds):
             for row, decoded, outcome in _process_window(processor, window, batch_seconds):
                 entry = _ledger_row(row, decoded, outcome)
@@ -328,10 +339,18 @@ def enhance_batch(
                 if isinstance(outcome, Enhanced):
                     shard_writer.write(_shard_row(row, entry, outcome, schema, description["source_revision"]))
                 progress.update()
+        ledger_writer.note(passed_over=passed_over)
+    for what, count in sorted(passed_over.items()):
+        print(f"passed over: {count} {what}")
     return counts
 
 
-Loaded = tuple[dict[str, Any], Clip | ClipError | ClipRejection]
+def _complete(row: dict[str, Any], dataset: str) -> dict[str, Any]:
+    """A source's row with the clip's id, its transcript in one form, and what the same utterance has in common."""
+    row = identify(row, dataset)
+    row["text_norm"] = normalize(row.get("text"))
+    row["utterance"] = utterance_key(row["text_norm"], row.get("speaker_id"))
+    return row
 
 
 def _held_seconds(loaded: Loaded) -> float:
@@ -358,7 +377,7 @@ def _ledger_row(row: dict[str, Any], decoded: Decoded | None, outcome: Outcome) 
     entry = {name: row.get(name) for name in LEDGER.names}
     entry["state"] = "passed"
     entry["input_duration"] = decoded.duration if decoded else None  # never what a header claims
-    entry["input_sha256"] = decoded.input_sha256 if decoded else row["sha256"]
+    entry["input_sha256"] = decoded.input_sha256 if decoded else row.get("sha256")
     entry["pcm_sha256"] = decoded.pcm_sha256 if decoded else None
     if isinstance(outcome, ClipError):
         entry.update(state="errored", error_class=outcome.error_class, message=outcome.message)

@@ -88,6 +88,15 @@ ENHANCE_METRICS: dict[str, Metric] = INPUT_METRICS | {
         "enhance stage",
     ),
     "longest_pause_s": Metric("longest_pause_s", "s", 0, 60, "cost", "Longest pause between speech", "Silero VAD"),
+    "chars_per_second": Metric(
+        "chars_per_second",
+        "1/s",
+        0,
+        100,
+        "target",
+        "Letters and digits of the transcript per second of speech; marks above and below a letter do not count",
+        "transcript, Silero VAD",
+    ),
 }
 
 

@@ -15,6 +15,7 @@ from speechmill.shards import write_table
 from speechmill.sources import SourceFile
 
 THREADS = 8
+CACHE = ".checksums.parquet"  # in the folder of a run
 
 
 def checksum_files(root: Path, paths: list[str], cache: Path) -> list[SourceFile]:

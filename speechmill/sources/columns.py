@@ -8,6 +8,12 @@ from collections.abc import Iterable
 from datetime import date, datetime
 from typing import Any
 
+import pyarrow as pa
+
+from speechmill.shards import MANIFEST
+
+# What a source says of a clip; who it is (id, source) is added by the manifest or the enhance job.
+CLIP = pa.schema([field for field in MANIFEST if field.name not in ("id", "source")])
 OURS = ("text", "language", "speaker_id", "source_id", "source_split", "license")
 
 # Column names that corpora use, most specific first.
@@ -44,6 +50,11 @@ def clip_columns(row: dict[str, Any], mapping: dict[str, str], section: dict[str
     rest = {key: _plain(value) for key, value in row.items() if key not in used and value not in (None, "")}
     values["extra"] = json.dumps(rest, ensure_ascii=False, sort_keys=True) if rest else None
     return values
+
+
+def clip_table(rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows as a table of `CLIP`; columns that they lack are null."""
+    return pa.Table.from_pylist(rows, schema=CLIP)
 
 
 def _text(value: Any) -> str | None:

@@ -9,13 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from speechmill.errors import ClipError, SourceError
-from speechmill.shards import MANIFEST
-from speechmill.sources import BatchPlan, Listing, SourceFile
-from speechmill.sources.checksums import checksum_files
-from speechmill.sources.columns import clip_columns, map_columns
+from speechmill.errors import SourceError
+from speechmill.sources import BatchPlan, Clip, Listing, Source, SourceFile
+from speechmill.sources.checksums import CACHE, checksum_files
+from speechmill.sources.columns import clip_columns, clip_table, map_columns
 from speechmill.sources.metadata import normalize_path, read_metadata
 
 # Names only decide what is looked at; what a file is, its header decides. Formats that libsndfile cannot read
@@ -50,13 +47,15 @@ SUFFIXES = frozenset(
 )
 
 
-class FolderSource:
+class FolderSource(Source):
     """Every file with an audio suffix below `path` is a clip."""
 
-    def __init__(self, section: dict[str, Any]):
-        self.section = section
-        self.root = Path(section["path"])
-        self.metadata = Path(section["metadata"]) if section["metadata"] else None
+    reads_headers = True
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__(config)
+        self.root = Path(self.section["path"])
+        self.metadata = Path(self.section["metadata"]) if self.section["metadata"] else None
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -81,7 +80,7 @@ class FolderSource:
                         raise SourceError(f"{full}: {error.strerror}; remove it or mend the link") from error
                     yield os.path.relpath(full, self.root).replace(os.sep, "/"), stat.st_size, stat.st_mtime_ns
 
-    def list_files(self, checksums: Path) -> Listing:
+    def list_files(self) -> Listing:
         paths = sorted(path for path, _, _ in self._walk())
         if not paths:
             raise SourceError(f"{self.root}: no audio file found (looked for {', '.join(sorted(SUFFIXES))})")
@@ -91,7 +90,7 @@ class FolderSource:
                 f"{self.root}: {len(odd)} file names are not UTF-8, such as {os.fsencode(odd[0])!r}; "
                 "rename them, for example with convmv"
             )
-        files = checksum_files(self.root, paths, checksums)
+        files = checksum_files(self.root, paths, self.work / CACHE)
         others: Counter[str] = Counter()
         for _, _, names in os.walk(self.root):
             others.update(
@@ -101,17 +100,7 @@ class FolderSource:
         return Listing(files, notes)
 
     def plan(self, listing: Listing, batch_size: int, previous: list[BatchPlan]) -> Iterator[BatchPlan]:
-        """Files keep the batch they were first put in; new files make new batches; a removed one leaves its batch."""
-        rows = self._rows(listing)
-        numbers = [int(plan.batch.rsplit("-", 1)[1]) for plan in previous]
-        for old in sorted(previous, key=lambda plan: plan.batch):
-            kept = [path for path in old.clips["source_file"].to_pylist() if path in rows]
-            if kept:
-                yield BatchPlan(old.batch, None, _table([rows.pop(path) for path in kept]))
-        new = list(rows.values())
-        first = max(numbers, default=-1) + 1
-        for number, start in enumerate(range(0, len(new), batch_size), first):
-            yield BatchPlan(f"clips-{number:05d}", None, _table(new[start : start + batch_size]))
+        return stable_batches(self._rows(listing), batch_size, previous)
 
     def _rows(self, listing: Listing) -> dict[str, dict[str, Any]]:
         """One manifest row per file, by path, in the order of the listing; unmatched metadata become notes."""
@@ -138,19 +127,31 @@ class FolderSource:
             for path, file in files.items()
         }
 
-    def read(self, source_file: str | None, clips: pa.Table) -> Iterator[bytes | Path | ClipError]:
+    def read(self, plan: BatchPlan, file: Path | None, passed_over: Counter[str]) -> Iterator[Clip]:
         if not self.root.is_dir():
             raise SourceError(f"{self.root}: the folder is not there on this machine; is it mounted?")
-        for path in clips["source_file"].to_pylist():
-            yield self.root / path
+        assert plan.clips is not None
+        for row in plan.clips.to_pylist():
+            yield row, self.root / row["source_file"]
+
+
+def stable_batches(rows: dict[str, dict[str, Any]], batch_size: int, previous: list[BatchPlan]) -> Iterator[BatchPlan]:
+    """Files, by path, keep the batch they were first put in; new ones make new batches; a removed one leaves its batch."""
+    numbers = [int(plan.batch.rsplit("-", 1)[1]) for plan in previous]
+    rows = dict(rows)
+    for old in sorted(previous, key=lambda plan: plan.batch):
+        assert old.clips is not None
+        kept = [path for path in old.clips["source_file"].to_pylist() if path in rows]
+        if kept:
+            yield BatchPlan(old.batch, None, clip_table([rows.pop(path) for path in kept]))
+    new = list(rows.values())
+    first = max(numbers, default=-1) + 1
+    for number, start in enumerate(range(0, len(new), batch_size), first):
+        yield BatchPlan(f"clips-{number:05d}", None, clip_table(new[start : start + batch_size]))
 
 
 def _with_name(values: dict[str, str | None], path: str) -> dict[str, str | None]:
     return {**values, "source_id": values["source_id"] or path}
-
-
-def _table(rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=pa.schema([f for f in MANIFEST if f.name not in ("id", "source")]))
 
 
 def _is_utf8(path: str) -> bool:

@@ -1,35 +1,112 @@
-"""Local Parquet files with a Hugging Face Audio column: struct {bytes, path}, or plain bytes, of any codec."""
+"""Parquet files with a Hugging Face Audio column: struct {bytes, path}, or plain bytes, of any codec."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import io
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import soundfile
 
 from speechmill.config import nearest
 from speechmill.errors import ClipError, SourceError
-from speechmill.shards import MANIFEST
-from speechmill.sources import BatchPlan, Listing
-from speechmill.sources.checksums import checksum_files
+from speechmill.sources import BatchPlan, Clip, Listing, Source, SourceFile, batch_id
+from speechmill.sources.checksums import CACHE, checksum_files
 from speechmill.sources.columns import clip_columns, map_columns
 
 READ_ROWS = 64  # rows decoded from Parquet at a time: bounds memory whatever the row groups' size
-SPLIT = re.compile(r"^(train|validation|valid|dev|test)(?=[-_.]|$)")
+SPLIT = re.compile(r"(train|validation|valid|dev|test|validated|invalidated|other)(?=[-_.]|$)")
 
 
-class ParquetSource:
+class ParquetRows(Source):
+    """The rows of Parquet files with audio, as clips: what a local and a fetched file have in common."""
+
+    def audio_column(self, schema: pa.Schema, path: str) -> str:
+        """Name of the column that holds encoded audio: configured, declared to `datasets`, or by its type."""
+
+        configured = self.section["columns"].get("audio")
+        if configured is not None:
+            if configured not in schema.names:
+                raise SourceError(f"{path}: no column {configured!r}; {nearest(configured, schema.names)}")
+            if not _holds_audio(schema.field(configured).type):
+                raise SourceError(f"{path}: column {configured!r} is {schema.field(configured).type}, not audio bytes")
+            return configured
+        declared = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        names = [
+            n for n, f in declared.items() if isinstance(f, dict) and f.get("_type") == "Audio" and n in schema.names
+        ]
+        names += [field.name for field in schema if _holds_audio(field.type) and field.name not in names]
+        if not names:
+            raise SourceError(
+                f"{path}: no column with audio bytes among {', '.join(schema.names)}; set source.columns.audio"
+            )
+        return "audio" if "audio" in names else names[0]
+
+    def count_rows(self, path: str, open_file: Callable[[], Any]) -> int:
+        """Rows of a usable file.
+
+        Raises:
+            SourceError: it is no Parquet file, or holds no audio.
+        """
+        try:
+            with open_file() as handle:
+                file = pq.ParquetFile(handle)
+                self.audio_column(file.schema_arrow, path)
+                return int(file.metadata.num_rows)
+        except pa.ArrowException as error:
+            raise SourceError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
+
+    def ranges(self, files: list[SourceFile], batch_size: int) -> Iterator[BatchPlan]:
+        """Ranges of `batch_size` rows of one file; their ids hold the file's path, so other files do not matter."""
+        for file in files:
+            assert file.rows is not None
+            for number, first in enumerate(range(0, file.rows, batch_size)):
+                rows = min(batch_size, file.rows - first)
+                yield BatchPlan(batch_id(file.path, number), file.path, None, first, rows, file.split)
+
+    def read_rows(self, plan: BatchPlan, file: Path) -> Iterator[Clip]:
+        """The rows of a range, read row group by row group in small pieces."""
+        path = plan.source_file
+        assert path is not None
+        assert plan.rows is not None
+        parquet = pq.ParquetFile(file)
+        audio = self.audio_column(parquet.schema_arrow, path)
+        names = [name for name in parquet.schema_arrow.names if name != audio]
+        mapping = map_columns(names, self.section["columns"])
+        last = plan.first_row + plan.rows
+        groups, row = row_groups(parquet.metadata, plan.first_row, last)
+        for chunk in parquet.iter_batches(batch_size=READ_ROWS, row_groups=groups, use_threads=False):
+            start, stop = max(0, plan.first_row - row), min(len(chunk), last - row)
+            for offset, values in enumerate(chunk.slice(start, max(0, stop - start)).to_pylist(), row + start):
+                data, known = _encoded(values.pop(audio))
+                clip: dict[str, Any] = {"source_file": path, "source_row": offset}
+                clip |= clip_columns(values, mapping, self.section)
+                clip["source_id"] = clip["source_id"] or known or f"{path}#{offset}"
+                clip["source_split"] = clip["source_split"] or plan.split
+                if data is None:
+                    yield clip, ClipError("no_bytes", f"{path} row {offset} holds no audio bytes")
+                else:
+                    yield clip | {"size": len(data)}, data
+            row += len(chunk)
+
+
+class ParquetSource(ParquetRows):
     """A clip per row of the Parquet files at `path`: one file, a folder (recursively) or a glob."""
 
-    def __init__(self, section: dict[str, Any]):
-        self.section = section
-        path = section["path"]
+    def __init__(self, config: dict[str, Any]):
+        super().__init__(config)
+        path = self.section["path"]
         if any(letter in path for letter in "*?["):
             self.root = Path(re.split(r"[*?\[]", path, maxsplit=1)[0]).parent if "/" in path else Path()
         else:
@@ -52,121 +129,76 @@ class ParquetSource:
             digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
-    def list_files(self, checksums: Path) -> Listing:
+    def list_files(self) -> Listing:
         paths = self._paths()
         if not paths:
             raise SourceError(f"{self.section['path']}: no Parquet file found")
         problems = []
+        rows: dict[str, int] = {}
         for path in paths:
             try:
-                self._audio_column(pq.read_schema(self.root / path), path)
+                rows[path] = self.count_rows(path, partial(open, self.root / path, "rb"))
             except SourceError as error:
                 problems.append(str(error))
-            except (pa.ArrowException, OSError) as error:
-                problems.append(f"{self.root / path}: not a readable Parquet file: {str(error).splitlines()[0]}")
+            except OSError as error:
+                problems.append(f"{self.root / path}: {error.strerror}")
         if problems:
             raise SourceError("source files are not usable:\n  " + "\n  ".join(problems))
-        return Listing(checksum_files(self.root, paths, checksums), [])
-
-    def _audio_column(self, schema: pa.Schema, path: str) -> str:
-        """Name of the column that holds encoded audio: configured, declared to `datasets`, or by its type."""
-
-        def holds_audio(field: pa.Field) -> bool:
-            if pa.types.is_struct(field.type):
-                return any(child.name == "bytes" and _is_binary(child.type) for child in field.type)
-            return _is_binary(field.type)
-
-        configured = self.section["columns"].get("audio")
-        if configured is not None:
-            if configured not in schema.names:
-                raise SourceError(f"{path}: no column {configured!r}; {nearest(configured, schema.names)}")
-            if not holds_audio(schema.field(configured)):
-                raise SourceError(f"{path}: column {configured!r} is {schema.field(configured).type}, not audio bytes")
-            return configured
-        declared = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        names = [
-            n for n, f in declared.items() if isinstance(f, dict) and f.get("_type") == "Audio" and n in schema.names
-        ]
-        names += [field.name for field in schema if holds_audio(field) and field.name not in names]
-        if not names:
-            raise SourceError(
-                f"{path}: no column with audio bytes among {', '.join(schema.names)}; set source.columns.audio"
-            )
-        return "audio" if "audio" in names else names[0]
+        files = checksum_files(self.root, paths, self.work / CACHE)
+        return Listing([replace(f, rows=rows[f.path], split=split_of(f.path)) for f in files], [])
 
     def plan(self, listing: Listing, batch_size: int, previous: list[BatchPlan]) -> Iterator[BatchPlan]:
-        """Ranges of `batch_size` rows of one file; their ids hold the file's name, so other files do not matter."""
-        for file in listing.files:
-            parquet = pq.ParquetFile(self.root / file.path)
-            audio = self._audio_column(parquet.schema_arrow, file.path)
-            # The audio itself is left out; the struct's path is a name that people know the clip by.
-            names = [name for name in parquet.schema_arrow.names if name != audio]
-            has_path = pa.types.is_struct(parquet.schema_arrow.field(audio).type)
-            columns = names + ([f"{audio}.path"] if has_path else [])
-            mapping = map_columns(names, self.section["columns"])
-            split = SPLIT.match(Path(file.path).name)
-            rows: list[dict[str, Any]] = []
-            number = index = 0
-            # Without columns iter_batches would yield no rows, so such files are counted instead.
-            batches = (
-                parquet.iter_batches(batch_size=1024, columns=columns) if columns else _empty(parquet.metadata.num_rows)
-            )
-            for chunk in batches:
-                for row in chunk.to_pylist() if isinstance(chunk, pa.RecordBatch) else chunk:
-                    known = (row.pop(audio, None) or {}).get("path") if has_path else None
-                    values = clip_columns(row, mapping, self.section)
-                    values["source_id"] = values["source_id"] or known or f"{file.path}#{index}"
-                    values["source_split"] = values["source_split"] or (split.group(1) if split else None)
-                    rows.append({"source_file": file.path, "source_row": index, **values})
-                    index += 1
-                    if len(rows) == batch_size:
-                        yield BatchPlan(_batch_id(file.path, number), file.path, _table(rows))
-                        rows, number = [], number + 1
-            if rows:
-                yield BatchPlan(_batch_id(file.path, number), file.path, _table(rows))
+        return self.ranges(listing.files, batch_size)
 
-    def read(self, source_file: str | None, clips: pa.Table) -> Iterator[bytes | Path | ClipError]:
-        assert source_file is not None
-        parquet = pq.ParquetFile(self.root / source_file)
-        audio = self._audio_column(parquet.schema_arrow, source_file)
-        wanted = clips["source_row"].to_pylist()
-        first, last, chosen = wanted[0], wanted[-1], set(wanted)
-        groups, base, offset = [], 0, None
-        for group in range(parquet.metadata.num_row_groups):
-            count = parquet.metadata.row_group(group).num_rows
-            if base <= last and base + count > first:
-                groups.append(group)
-                offset = base if offset is None else offset
-            base += count
-        leaf = f"{audio}.bytes" if pa.types.is_struct(parquet.schema_arrow.field(audio).type) else audio
-        row = offset or 0
-        for chunk in parquet.iter_batches(batch_size=READ_ROWS, row_groups=groups, columns=[leaf], use_threads=False):
-            for value in chunk.column(0):
-                if row in chosen:
-                    data = value.as_py()
-                    data = data.get("bytes") if isinstance(data, dict) else data
-                    yield (
-                        data
-                        if data is not None
-                        else ClipError("no_bytes", f"{source_file} row {row} holds no audio bytes")
-                    )
-                row += 1
+    def read(self, plan: BatchPlan, file: Path | None, passed_over: Counter[str]) -> Iterator[Clip]:
+        assert plan.source_file is not None
+        return self.read_rows(plan, self.root / plan.source_file)
+
+
+def split_of(path: str) -> str | None:
+    """The split that a file's name begins with, or else one of its folders."""
+    found = (SPLIT.match(part) for part in reversed(path.split("/")))
+    return next((match[1] for match in found if match), None)
+
+
+def row_groups(metadata: pq.FileMetaData, first: int, last: int) -> tuple[list[int], int]:
+    """The row groups that hold rows from `first` to before `last`, and the number of the first row in them."""
+    groups: list[int] = []
+    start = base = 0
+    for group in range(metadata.num_row_groups):
+        count = metadata.row_group(group).num_rows
+        if base < last and base + count > first:
+            start = start if groups else base
+            groups.append(group)
+        base += count
+    return groups, start
+
+
+def _holds_audio(kind: pa.DataType) -> bool:
+    """Encoded bytes, or a struct with them; or a struct of decoded samples, as `datasets` writes it without its type."""
+    if not pa.types.is_struct(kind):
+        return _is_binary(kind)
+    fields = {child.name: child.type for child in kind}
+    if "bytes" in fields:
+        return _is_binary(fields["bytes"])
+    samples = fields.get("array")
+    if samples is None or not (pa.types.is_list(samples) or pa.types.is_large_list(samples)):
+        return False
+    return pa.types.is_floating(samples.value_type) and "sampling_rate" in fields
+
+
+def _encoded(value: Any) -> tuple[bytes | None, str | None]:
+    """Encoded audio, and the name that is stored with it. Decoded samples become a WAV file of 32-bit floats."""
+    if not isinstance(value, dict):
+        return value, None
+    data, name = value.get("bytes"), value.get("path")
+    if data is None and value.get("array") is not None and value.get("sampling_rate"):
+        memory = io.BytesIO()
+        samples = np.asarray(value["array"], np.float32)
+        soundfile.write(memory, samples, int(value["sampling_rate"]), format="WAV", subtype="FLOAT")
+        data = memory.getvalue()
+    return data, name
 
 
 def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _empty(rows: int) -> Iterator[list[dict[str, Any]]]:
-    for start in range(0, rows, 1024):
-        yield [{} for _ in range(min(1024, rows - start))]
-
-
-def _batch_id(path: str, number: int) -> str:
-    """A readable, safe and unique name: [A-Za-z0-9_-] of the file's stem, a hash of its path, the range's number."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(path).stem)[:32].strip("-") or "file"
-    return f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:6]}-{number:03d}"
-
-
-def _table(rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=pa.schema([f for f in MANIFEST if f.name not in ("id", "source")]))

@@ -39,14 +39,17 @@ def corpus(tmp_path):
 def run(tmp_path, corpus, found=None, **enhance):
     """The rows of the shard and of the ledger, by source file. `found` overrides what preflight finds."""
     source_section = {"kind": "folder", "path": str(corpus)}
-    config = validate_config({"dataset": "x", "source": source_section, "enhance": enhance}, ROOT / "config")
+    config = validate_config(
+        {"dataset": "x", "outdir": str(tmp_path / "results"), "source": source_section, "enhance": enhance},
+        ROOT / "config",
+    )
     source = open_source(config)
-    build_manifest(source, describe_source(source, config, tmp_path / "sums"), config, tmp_path / "manifest")
+    build_manifest(source, describe_source(source, config), config, tmp_path / "manifest")
     (batch,) = read_batches(tmp_path / "manifest" / "batches.tsv")
     shard, ledger = tmp_path / "shard.parquet", tmp_path / "ledger.parquet"
     manifest = tmp_path / "manifest" / f"{batch['batch']}.json"
     found = preflight(config, ROOT / "config", tmp_path) | (found or {})
-    job.enhance_batch(manifest, source, config, found, "cpu", 1, 60, shard, ledger)
+    job.enhance_batch(manifest, source, None, config, found, "cpu", 1, 60, shard, ledger)
     return tuple({row["source_file"]: row for row in pq.read_table(path).to_pylist()} for path in (shard, ledger))
 
 

@@ -35,7 +35,7 @@ def test_names_are_unique_and_declarations_sound():
 
 def test_input_metrics_carry_the_prefix_and_their_keys_are_columns():
     assert all(name == metric.name and name.startswith("input_") for name, metric in INPUT_METRICS.items())
-    assert set(ENHANCE_METRICS) - set(INPUT_METRICS) == {"denoise_removed_db", "longest_pause_s"}
+    assert set(ENHANCE_METRICS) - set(INPUT_METRICS) == {"denoise_removed_db", "longest_pause_s", "chars_per_second"}
 
 
 def test_sets_name_groups_and_groups_are_declared():

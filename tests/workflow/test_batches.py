@@ -31,12 +31,12 @@ def enhanced_and_scored(corpus, directory, metrics, batch_seconds):
         ROOT / "config",
     )
     source = open_source(config)
-    build_manifest(source, describe_source(source, config, directory / "sums"), config, directory / "manifest")
+    build_manifest(source, describe_source(source, config), config, directory / "manifest")
     (batch,) = read_batches(directory / "manifest" / "batches.tsv")
     manifest = directory / "manifest" / f"{batch['batch']}.json"
     shard, ledger, scores = (directory / name for name in ("shard.parquet", "ledger.parquet", "scores.parquet"))
     found = preflight(config, ROOT / "config", directory)
-    enhance_batch(manifest, source, config, found, "cpu", 2, batch_seconds, shard, ledger)
+    enhance_batch(manifest, source, None, config, found, "cpu", 2, batch_seconds, shard, ledger)
     score_batch(shard, config, found, "cpu", 2, batch_seconds, scores)
     rows = {row["source_file"]: row for row in pq.read_table(shard).to_pylist()}
     values = {row["id"]: row for row in pq.read_table(scores).to_pylist()}

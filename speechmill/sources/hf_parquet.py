@@ -1,0 +1,116 @@
+"""A data set of the Hugging Face Hub whose configurations and splits are Parquet files with an Audio column."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import yaml
+
+from speechmill.config import nearest
+from speechmill.errors import SourceError
+from speechmill.sources import BatchPlan, Clip, Listing, SourceFile
+from speechmill.sources.parquet import ParquetRows, split_of
+from speechmill.sources.repositories import RepositorySource, matching
+
+THREADS = 8
+
+
+class HubParquetSource(RepositorySource, ParquetRows):
+    """A clip per row of the Parquet files of one configuration (`source.config`) and of some `source.splits`.
+
+    Which files these are, the README's `configs` says, as for `datasets.load_dataset`; without it, files in a folder
+    named like the configuration, or all. The split is the one that the README names, else the file's name or folder.
+    """
+
+    def list_files(self) -> Listing:
+        splits = self._splits()
+        wanted = self.section["splits"]
+        chosen = {path: split for path, split in splits.items() if wanted is None or split in wanted}
+        if not chosen:
+            known = sorted({split or "without a name" for split in splits.values()})
+            raise SourceError(f"{self.where}: no Parquet file of the splits {wanted}; there are: {', '.join(known)}")
+        files = self.repository.files(chosen, self.work)
+        with ThreadPoolExecutor(THREADS) as pool:
+            rows = list(pool.map(self._count, files))
+        listed = [replace(file, rows=count, split=chosen[file.path]) for file, count in zip(files, rows, strict=True)]
+        left = len(splits) - len(chosen)
+        return Listing(listed, [f"{left} files of other splits passed over"] if left else [], self.repository.commit())
+
+    def _count(self, file: SourceFile) -> int:
+        from speechmill.hub import patiently
+
+        assert self.hub
+        opened = partial(self.hub.open, file.path)
+        return patiently(lambda: self.count_rows(file.path, opened), f"{self.where} {file.path}", self.patience_minutes)
+
+    def _splits(self) -> dict[str, str | None]:
+        """The Parquet files of the configuration, and the split of each."""
+        names = [name for name in self.repository.names() if name.endswith(".parquet")]
+        if not names:
+            raise SourceError(f"{self.where}: it holds no Parquet file; other layouts need another source.kind")
+        config = self.section["config"]
+        assert self.hub
+        declared = _declared(self.hub.text("README.md") or "")
+        if declared:
+            name = config or ("default" if "default" in declared else None)
+            if name is None and len(declared) == 1:
+                name = next(iter(declared))
+            if name not in declared:
+                hint = nearest(name, declared) if name else f"it has {', '.join(sorted(declared))}"
+                raise SourceError(f"{self.where}: set source.config to one of its configurations: {hint}")
+            found: dict[str, str | None] = {
+                path: split for split, globs in declared[name] for path in matching(names, globs)
+            }
+            if not found:
+                raise SourceError(f"{self.where}: no Parquet file matches its configuration {name}")
+            return found
+        if config is not None:
+            inside = [name for name in names if config in name.split("/")[:-1]]
+            if not inside:
+                folders = {folder for name in names for folder in name.split("/")[:-1]}
+                raise SourceError(f"{self.where}: no configuration {config}: {nearest(config, folders)}")
+            names = inside
+        return {name: split_of(name) for name in names}
+
+    def plan(self, listing: Listing, batch_size: int, previous: list[BatchPlan]) -> Iterator[BatchPlan]:
+        return self.ranges(listing.files, batch_size)
+
+    def read(self, plan: BatchPlan, file: Path | None, passed_over: Counter[str]) -> Iterator[Clip]:
+        assert file is not None
+        return self.read_rows(plan, file)
+
+
+def _declared(readme: str) -> dict[str, list[tuple[str, list[str]]]]:
+    """Configuration -> (split, patterns) of the README's front matter; empty where it declares no files."""
+    found = re.match(r"\s*---\s*\n(.*?)\n---\s*(\n|$)", readme, re.DOTALL)
+    try:
+        block = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError:
+        return {}
+    declared: dict[str, list[tuple[str, list[str]]]] = {}
+    for config in (block or {}).get("configs") or [] if isinstance(block, dict) else []:
+        if not isinstance(config, dict) or "data_files" not in config:
+            continue
+        files = config["data_files"]
+        if isinstance(files, dict) and "path" not in files:
+            files = [{"split": split, "path": path} for split, path in files.items()]
+        parts = []
+        for part in files if isinstance(files, list) else [files]:
+            part = part if isinstance(part, dict) else {"path": part}
+            paths = part.get("path")
+            patterns = [_pattern(path) for path in (paths if isinstance(paths, list) else [paths]) if path]
+            parts.append((str(part.get("split", "train")), patterns))
+        declared[str(config.get("config_name", "default"))] = parts
+    return declared
+
+
+def _pattern(path: object) -> str:
+    """A file or a pattern as it is; a folder as a pattern of what is in it."""
+    text = str(path)
+    return text if "*" in text or text.endswith(".parquet") else f"{text.rstrip('/')}/*"
