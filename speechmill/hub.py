@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import time
 from collections.abc import Callable
@@ -20,9 +21,18 @@ class HubRefusedError(SourceError):
     """The Hub says no, and will say so again: missing, gated, or without the right to read."""
 
 
-@functools.cache
+def endpoint() -> str:
+    """The address of the Hub, or of another one that HF_ENDPOINT names."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
 def api() -> Any:
     """The client. It reads the token from HF_TOKEN, or from the file that HF_TOKEN_PATH names."""
+    return _api(endpoint())
+
+
+@functools.cache
+def _api(address: str) -> Any:
     import huggingface_hub
     from huggingface_hub.utils import _http
 
@@ -32,7 +42,7 @@ def api() -> Any:
         return made
 
     huggingface_hub.set_client_factory(client)
-    return huggingface_hub.HfApi()
+    return huggingface_hub.HfApi(endpoint=address)
 
 
 def patiently(call: Callable[[], Result], what: str, minutes: float, progress: Callable[[], int] = lambda: 0) -> Result:

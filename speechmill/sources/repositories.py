@@ -125,20 +125,23 @@ class HubRepository:
 
     def text(self, path: str) -> str | None:
         """A small text file such as README.md; None where there is none."""
-        from huggingface_hub import HfFileSystem
-
         if path not in self._files():
             return None
-        at = f"datasets/{self.repo}@{self.commit()}/{path}"
-        data: bytes = self._ask(lambda api: HfFileSystem().cat_file(at), path)
-        return data.decode("utf-8", errors="replace")
+
+        def read(api: Any) -> bytes:
+            with self.open(path) as handle:
+                return bytes(handle.read())
+
+        return str(self._ask(read, path), "utf-8", errors="replace")
 
     def open(self, path: str) -> Any:
         """A file object that reads ranges of a file of the Hub, for what lies at its end or in few places."""
         from huggingface_hub import HfFileSystem
 
+        from speechmill.hub import endpoint
+
         at = f"datasets/{self.repo}@{self.commit()}/{path}"
-        return HfFileSystem().open(at, "rb", block_size=1 << 20, cache_type="readahead")
+        return HfFileSystem(endpoint=endpoint()).open(at, "rb", block_size=1 << 20, cache_type="readahead")
 
     def local(self, path: str) -> Path:
         raise NotImplementedError("a file of the Hub has to be fetched")
@@ -178,7 +181,9 @@ class HubRepository:
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import build_hf_headers
 
-        url = hf_hub_url(self.repo, file.path, repo_type="dataset", revision=self.commit())
+        from speechmill.hub import endpoint
+
+        url = hf_hub_url(self.repo, file.path, repo_type="dataset", revision=self.commit(), endpoint=endpoint())
         with open(partial, "ab") as handle:
             there = handle.tell()
             if there > file.size:

@@ -1,0 +1,211 @@
+"""A Hugging Face Hub on loopback: the part of its wire contract that reading a data set takes, with faults on demand.
+
+Endpoints and headers as the client of huggingface_hub 1.20 to 2.4 asks for them. Paths of the repository are plain keys
+of a dictionary: nothing of a request touches this machine's files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+LFS_SUFFIXES = (".parquet", ".tar", ".gz", ".tgz")  # as the Hub's default .gitattributes has them
+TOKEN = "hf_loopback"
+
+
+@dataclass
+class Repo:
+    """A data set: commits (name -> path -> bytes, oldest first) and what `main` points at."""
+
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    gated: bool = False
+    private: bool = False
+
+    def commit(self, files: dict[str, bytes]) -> str:
+        """Add a commit with exactly these files; its name."""
+        digest = hashlib.sha1(str(len(self.commits)).encode())
+        for path, data in sorted(files.items()):
+            digest.update(path.encode() + b"\0" + hashlib.sha256(data).digest())
+        self.commits[digest.hexdigest()] = dict(files)
+        return digest.hexdigest()
+
+    @property
+    def main(self) -> str:
+        return list(self.commits)[-1]
+
+    def resolve(self, revision: str) -> str | None:
+        if revision == "main":
+            return self.main
+        return next((name for name in self.commits if name.startswith(revision) and len(revision) >= 7), None)
+
+
+@dataclass
+class Fault:
+    """What happens to the next `times` requests whose method and path match."""
+
+    pattern: str
+    method: str = ".*"
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    cut_after: int | None = None  # bytes of the body, then the connection is closed
+    damage: bool = False  # one byte of the body is another
+    times: int = 1
+
+
+class Hub:
+    """The server. `url` is its HF_ENDPOINT, `log` all requests (method, path, status, bytes of the body)."""
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.faults: list[Fault] = []
+        self.log: list[tuple[str, str, int, int]] = []
+        self.lock = threading.Lock()
+        handler = type("Handler", (_Handler,), {"hub": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def fail(self, pattern: str, **what) -> None:
+        self.faults.append(Fault(pattern, **what))
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def requests(self, pattern: str, method: str = ".*") -> list[tuple[str, str, int, int]]:
+        """Requests of the log that match."""
+        return [line for line in self.log if re.search(pattern, line[1]) and re.fullmatch(method, line[0])]
+
+    def take_fault(self, method: str, path: str) -> Fault | None:
+        with self.lock:
+            for fault in self.faults:
+                if fault.times > 0 and re.fullmatch(fault.method, method) and re.search(fault.pattern, path):
+                    fault.times -= 1
+                    return fault
+        return None
+
+
+def entry(path: str, data: bytes) -> dict:
+    """A file as `tree` and `paths-info` list it."""
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    found = {"type": "file", "path": path, "size": len(data), "oid": blob}
+    if path.endswith(LFS_SUFFIXES):
+        found["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+    return found
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def _answer(
+        self, status: int, body: bytes = b"", headers: dict[str, str] | None = None, fault: Fault | None = None
+    ):
+        if fault and fault.damage and body:
+            body = body[:-1] + bytes([body[-1] ^ 0xFF])
+        sent = body if not fault or fault.cut_after is None else body[: fault.cut_after]
+        self.hub.log.append((self.command, self.path, status, len(sent)))
+        self.send_response(status)
+        for name, value in ({"Content-Type": "application/json"} | (headers or {})).items():
+            self.send_header(name, value)
+        if "Content-Length" not in (headers or {}):
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(sent)
+        if len(sent) < len(body):
+            self.wfile.flush()
+            self.close_connection = True
+
+    def _json(self, value: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self._answer(status, json.dumps(value).encode(), headers)
+
+    def _error(self, status: int, code: str, message: str) -> None:
+        self._json({"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message})
+
+    def do_HEAD(self) -> None:
+        self._handle()
+
+    def do_GET(self) -> None:
+        self._handle()
+
+    def do_POST(self) -> None:
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self._handle()
+
+    def _handle(self) -> None:
+        url = urlsplit(self.path)
+        path = unquote(url.path)
+        fault = self.hub.take_fault(self.command, path)
+        if fault and fault.status is not None:
+            self._answer(fault.status, b'{"error": "as asked for"}', fault.headers)
+            return
+        found = re.fullmatch(r"(?:/api)?/datasets/([^/]+/[^/]+)(?:/([a-z-]+)(?:/([^/]+)(?:/(.*))?)?)?", path)
+        if not found:
+            self._error(404, "EntryNotFound", f"no such endpoint: {path}")
+            return
+        name, what, revision, rest = found.groups()
+        repo = self.hub.repos.get(name)
+        token = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        if repo is None or (repo.private and not token):
+            self._error(404 if token else 401, "RepoNotFound", "Repository not found")
+            return
+        commit = repo.resolve(revision or "main")
+        if commit is None:
+            self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            return
+        if repo.gated and not token and what in ("resolve", "auth-check"):
+            self._error(401, "GatedRepo", f"Access to dataset {name} is restricted")
+            return
+        files = repo.commits[commit]
+        if what == "auth-check":
+            self._json({})
+        elif what in (None, "revision"):
+            siblings = [{"rfilename": path} for path in files]
+            self._json({"id": name, "sha": commit, "siblings": siblings, "private": repo.private, "tags": []})
+        elif what == "tree":
+            # Pages of three, so that the client has to follow links.
+            start = int(parse_qs(url.query).get("cursor", ["0"])[0])
+            paths = sorted(path for path in files if not rest or path.startswith(f"{rest}/"))
+            query = f"recursive=true&expand=false&cursor={start + 3}"
+            link = {"Link": f'<{self.hub.url}{url.path}?{query}>; rel="next"'} if start + 3 < len(paths) else {}
+            self._json([entry(path, files[path]) for path in paths[start : start + 3]], headers=link)
+        elif what == "paths-info":
+            asked = parse_qs(self.body.decode()).get("paths", [])
+            self._json([entry(path, files[path]) for path in asked if path in files])
+        elif what == "resolve" and rest in files:
+            self._file(files[rest], entry(rest, files[rest]), commit, fault)
+        else:
+            self._error(404, "EntryNotFound", f"no such file: {rest}")
+
+    def _file(self, data: bytes, listed: dict, commit: str, fault: Fault | None) -> None:
+        etag = listed.get("lfs", {}).get("oid") or listed["oid"]
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "X-Repo-Commit": commit,
+            "ETag": f'"{etag}"',
+            "X-Linked-Etag": f'"{etag}"',
+            "X-Linked-Size": str(len(data)),
+            "Accept-Ranges": "bytes",
+        }
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if self.command == "HEAD":
+            self._answer(200, b"", headers | {"Content-Length": str(len(data))})
+        elif asked:
+            start, stop = int(asked[1]), min(int(asked[2]) + 1 if asked[2] else len(data), len(data))
+            if start >= len(data):
+                self._answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
+                return
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+            self._answer(206, data[start:stop], headers, fault)
+        else:
+            self._answer(200, data, headers, fault)
