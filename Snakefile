@@ -56,8 +56,11 @@ if is_fetched():
         source,
 
 
+# Every file that is kept is named here. What stands between others alone, Snakemake takes for done while those are
+# there: a job that fails when it is repeated (its old output is removed first) would never be tried again.
 rule all:
     default_target: True
     input:
-        run_file("report/report.html"),
+        [run_file(path) for path in SINGLE_FILES],
+        batch_files(*kept_files()),
         [] if config["publish"]["kind"] == "none" else run_file("published/UPLOADED.json"),

@@ -124,14 +124,14 @@ def rank(folder: Path) -> None:
 
 
 def rank_one(folder: Path, batch: str) -> None:
-    from speechmill.duplicates import duplicates_among
+    from speechmill.duplicates import rows_among
     from speechmill.ledger import check_batch
     from speechmill.ranking.decide import rank_batch
 
     ledger, clips, scores = (
         pq.ParquetFile(folder / stage / f"{batch}.parquet").read() for stage in ("ledger", "manifest", "scores")
     )
-    repeats = duplicates_among(clips["id"], folder / "duplicates.parquet")
+    repeats = rows_among(clips["id"], folder / "duplicates.parquet")
     ranking = rank_batch(ledger, clips, scores, repeats, profile(), batch)
     check_batch(clips["id"], ledger, ranking, batch)
     write_table(ranking, folder / "ranking" / f"{batch}.parquet")

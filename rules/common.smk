@@ -15,6 +15,22 @@ from speechmill.devices import announce_gpus, announced_gpus, visible_gpus
 from speechmill.errors import SpeechmillError
 
 CONFIG_DIR = Path(workflow.basedir) / "config"
+SINGLE_FILES = (
+    "preflight.json",
+    "source.json",
+    "manifest/batches.tsv",
+    "ledger/duplicates.parquet",
+    "ledger/held_out.parquet",
+    "ranking/profile.json",
+    "ranking/advice.json",
+    "report/summary.json",
+    "report/report.html",
+)
+FILES_OF_BATCHES = (
+    "ledger/{batch}.enhance.parquet",
+    "scores/{batch}.parquet",
+    "ranking/{batch}.parquet",
+)
 HOW_JOBS_RUN = ("cluster", "device", "download", "failed_batches", "without_batches")
 
 
@@ -102,17 +118,27 @@ def source_state(wildcards):
     return source_fingerprint()
 
 
+def kept_files():
+    """Patterns of the files of a batch that stay."""
+    return (*FILES_OF_BATCHES, "enhanced/{batch}.parquet") if config["keep_enhanced"] else FILES_OF_BATCHES
+
+
 @plain_errors
 def ranking_profile():
     return profile_path(config, CONFIG_DIR).as_posix()
 
 
-def batch_files(pattern):
-    """An input function: the file of every batch, once the manifest knows them."""
+def batch_files(*patterns):
+    """An input function: the files of every batch, once the manifest knows them."""
 
     def files(wildcards):
         batches = batch_rows(checkpoints.manifest.get().output.batches)
-        return [run_file(pattern).format(batch=batch) for batch in batches if batch not in config["without_batches"]]
+        return [
+            run_file(pattern.format(batch=batch))
+            for pattern in patterns
+            for batch in batches
+            if batch not in config["without_batches"]
+        ]
 
     return files
 

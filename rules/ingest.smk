@@ -48,10 +48,10 @@ rule fetch:
         temp(run_file("raw/{file}")),
     log:
         log_file("fetch/{file}"),
+    retries: 0
     conda:
         "../envs/speechmill.yaml"
     threads: 0
-    retries: 0
     resources:
         download_slots=1,
     script:

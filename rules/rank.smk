@@ -6,12 +6,14 @@ rule duplicates:
         ledgers=batch_files("ledger/{batch}.enhance.parquet"),
     output:
         duplicates=run_file("ledger/duplicates.parquet"),
+        held_out=run_file("ledger/held_out.parquet"),
     log:
         log_file("duplicates"),
     conda:
         "../envs/speechmill.yaml"
     params:
         version=versions.RANK,
+        held_out=config["held_out"],
     script:
         "../scripts/duplicates.py"
 
@@ -40,6 +42,7 @@ rule rank:
         ledger=run_file("ledger/{batch}.enhance.parquet"),
         scores=run_file("scores/{batch}.parquet"),
         duplicates=run_file("ledger/duplicates.parquet"),
+        held_out=run_file("ledger/held_out.parquet"),
         profile=run_file("ranking/profile.json"),
     output:
         ranking=run_file("ranking/{batch}.parquet"),

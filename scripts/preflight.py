@@ -7,5 +7,5 @@ with logged(snakemake):
     from speechmill.preflight import preflight
 
     output = Path(snakemake.output.report)
-    report = preflight(snakemake.params.config, Path(snakemake.params.config_dir), output.parent)
+    report = preflight(snakemake.config, Path(snakemake.params.config_dir), output.parent)
     write_json(output, report)

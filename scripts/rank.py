@@ -6,23 +6,26 @@ from speechmill.files import read_json
 from speechmill.job import logged
 
 with logged(snakemake):
-    from speechmill.duplicates import duplicates_among
-    from speechmill.ledger import check_batch
+    from speechmill.duplicates import rows_among
+    from speechmill.ledger import check_batch, check_count
     from speechmill.manifest import read_batch
     from speechmill.ranking.decide import rank_batch
     from speechmill.ranking.profile import FrozenProfile
     from speechmill.shards import write_table
 
     batch = snakemake.wildcards.batch
-    _, clips = read_batch(Path(snakemake.input.batch))
+    description, clips = read_batch(Path(snakemake.input.batch))
     ledger = pq.ParquetFile(snakemake.input.ledger).read()
+    ids = ledger["id"]
     ranking = rank_batch(
         ledger,
-        clips,
+        ledger,
         pq.ParquetFile(snakemake.input.scores).read(),
-        duplicates_among(clips["id"], snakemake.input.duplicates),
+        rows_among(ids, snakemake.input.duplicates),
         FrozenProfile.from_json(read_json(snakemake.input.profile)),
         batch,
+        rows_among(ids, snakemake.input.held_out),
     )
-    check_batch(clips["id"], ledger, ranking, batch)
+    check_count(description["clips"], ids, batch)
+    check_batch(ids if clips is None else clips["id"], ledger, ranking, batch)
     write_table(ranking, snakemake.output.ranking)

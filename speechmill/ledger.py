@@ -60,6 +60,16 @@ def check_batch(manifest_ids: Iterable[str], ledger: pa.Table, ranking: pa.Table
     )
 
 
+def check_count(expected: int | None, ids: pa.ChunkedArray, batch: str) -> None:
+    """Check that the ledger has as many rows as the manifest says the batch has (None: it could not know).
+
+    Raises:
+        LedgerError: it is not so.
+    """
+    if expected is not None and expected != len(ids):
+        raise LedgerError(f"batch {batch} does not balance: the manifest has {expected} clips, the ledger {len(ids)}")
+
+
 def _same_ids(expected: list[str], found: list[str], where: str, batch: str) -> None:
     wanted, there = Counter(expected), Counter(found)
     _fail(

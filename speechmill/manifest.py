@@ -157,10 +157,11 @@ def _previous_plans(directory: Path, identity: dict[str, Any]) -> list[BatchPlan
     for path in sorted(directory.glob("*.json")):
         try:
             description, table = read_batch(path)
+            plan = plan_of(description, table)
         except (SourceError, ValueError, KeyError, OSError, pa.ArrowException):
-            continue  # torn by a crash: planned anew
-        if description.get("identity") == identity:
-            plans.append(plan_of(description, table))
+            continue  # torn by a crash, or of an earlier version: planned anew
+        if description["identity"] == identity:
+            plans.append(plan)
     return plans
 
 

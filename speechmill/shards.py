@@ -118,6 +118,7 @@ RANKING = pa.schema(
         pa.field("error_class", pa.string()),
         pa.field("message", pa.string()),
         pa.field("duplicate_of", pa.string()),
+        pa.field("near_duplicate_of", pa.string()),  # a clip of this or another run that sounds the same
         pa.field("closeness", pa.float64()),  # 0..1, null where not ranked
         pa.field("coverage", pa.float64()),  # share of the profile's weight that was measured
         pa.field("failed_gates", pa.list_(pa.string())),

@@ -16,7 +16,8 @@ import jinja2
 import yaml
 
 from speechmill import __version__
-from speechmill.publish.shards import SPLITS, Survey
+from speechmill.publish.shards import Survey
+from speechmill.splits import SPLITS
 from speechmill.text import plain
 
 MAX_TEXT = 1000  # characters of one value

@@ -29,20 +29,16 @@ import pyarrow.parquet as pq
 
 from speechmill.errors import LedgerError
 from speechmill.shards import AUDIO, ENHANCED, RANKING, ROW_GROUP_BYTES, conform, leaf_paths, models_of, reading_shard
+from speechmill.splits import SPLITS, split_index
 
 ROW_GROUP_ROWS = 100
 SCORES_ROWS = 1_000_000  # of one shard of scores, about
-SPLITS = ("train", "validation", "test")
-SPLIT_OF = {
-    **dict.fromkeys(("dev", "devel", "development", "val", "valid", "validation"), 1),
-    **dict.fromkeys(("test", "eval", "evaluation"), 2),
-}
 KINDS_COUNTED = 1000  # distinct (source, licence) pairs and languages kept apart; a hostile corpus may bring millions
 OTHERS = "(others)"
 
-_HEAD = "id audio text language duration sampling_rate speaker_id source source_id source_split license"
+_HEAD = "id audio text text_norm language duration sampling_rate speaker_id source source_id source_split license"
 _TAIL = (
-    "closeness variant variant_reason source_revision source_file source_row input_sha256 trim_start_s trim_end_s gain_db "
+    "closeness variant variant_reason source_revision source_file source_row source_member near_duplicate_of input_sha256 trim_start_s trim_end_s gain_db "
     "enhancer enhancer_sha256 models profile_sha256 config_sha256 code_version extra"
 )
 
@@ -147,7 +143,7 @@ def _locate(cells: list[tuple[int, int]], index: int, batch: Batch, accepted: pa
     audio = np.array([_audio_bytes(group) for group in groups], dtype=np.float64)
     bytes_per_second = audio / np.maximum(np.bincount(group_of, weights=seconds, minlength=len(groups)), 1e-3)
     group = group_of[where]
-    split = [SPLIT_OF.get((name or "").strip().lower(), 0) for name in accepted["source_split"].to_pylist()]
+    split = [split_index(name) for name in accepted["source_split"].to_pylist()]
     first = len(cells)
     cells.extend((index, g) for g in range(len(groups)))
     row = (where - (np.cumsum(rows) - rows)[group]).astype(np.int32)

@@ -28,15 +28,18 @@ def rank_batch(
     duplicates: pa.Table,
     profile: FrozenProfile,
     batch: str,
+    held_out: pa.Table | None = None,
+    near_duplicates: pa.Table | None = None,
 ) -> pa.Table:
     """One row per ledger row, in its order: `RANKING`, then every metric column of `scores`, sorted by name.
 
     `ledger` follows `LEDGER`; `described` has `id` and any of `DESCRIPTIVE` (the manifest, or an enhanced shard
     without its audio); `scores` has `id, error_class, message` and the metrics; `duplicates` has `id, duplicate_of`
-    and may cover other batches too.
+    and may cover other batches too, as may `held_out` with `id, message` and `near_duplicates` with `id,
+    near_duplicate_of`, which is noted and decides nothing.
 
     What did not pass the enhance stage keeps its state and reason. The others are, in this order: `duplicate`;
-    `errored` (scoring failed, measured criteria below `min_coverage`, or a gate's metric is missing); `rejected` by
+    `rejected` with criterion `held_out`; `errored` (scoring failed, measured criteria below `min_coverage`, or a gate's metric is missing); `rejected` by
     the first gate that they fail (`failed_gates` names all); `rejected` with criterion `closeness` below the
     threshold; `accepted`. Closeness and failed gates are there for every clip that was scored, but for errored ones.
 
@@ -70,14 +73,17 @@ def rank_batch(
     judgeable = passed & ~failed & (coverage >= profile.min_coverage - ROUNDING) & ~missing.any(1)
     repeats = duplicates.take(pc.index_in(ids, value_set=duplicates["id"]))["duplicate_of"]
     duplicate = passed & _mask(pc.is_valid(repeats))
-    errored = passed & ~duplicate & ~judgeable
-    gated = judgeable & ~duplicate & missed_any.any(1)
-    distant = judgeable & ~duplicate & ~gated & (close < profile.threshold)
+    listed = pc.fill_null(_looked_up(ids, held_out, "message"), "")
+    held = passed & ~duplicate & _mask(pc.not_equal(listed, ""))
+    left = passed & ~duplicate & ~held
+    errored = left & ~judgeable
+    gated = left & judgeable & missed_any.any(1)
+    distant = left & judgeable & ~gated & (close < profile.threshold)
 
     cells = {name: ledger[name].to_numpy(zero_copy_only=False).copy() for name in REASONS}
     for state, mask in (
         ("accepted", passed),
-        ("rejected", gated | distant),
+        ("rejected", held | gated | distant),
         ("duplicate", duplicate),
         ("errored", errored),
     ):
@@ -86,6 +92,8 @@ def rank_batch(
     for index in np.flatnonzero(errored).tolist():
         failure = failures["error_class"][index], failures["message"][index]
         cells["error_class"][index], cells["message"][index] = _error(index, failure, scaled, coverage, judged, profile)
+    cells["criterion"][held], cells["value"][held], cells["threshold"][held] = "held_out", 1.0, 0.0
+    cells["message"][held] = listed.to_numpy()[held]
     for number, gate in enumerate(profile.gates):
         _reject(
             cells,
@@ -102,6 +110,7 @@ def rank_batch(
     columns |= {
         "batch": pa.array([batch] * len(ids), pa.string()),
         "duplicate_of": pc.if_else(pa.array(duplicate), repeats, None),
+        "near_duplicate_of": _looked_up(ids, near_duplicates, "near_duplicate_of"),
         "closeness": pa.array(close, mask=~judgeable),
         "coverage": pa.array(coverage, mask=~passed | failed),
         "failed_gates": _names([gate.metric for gate in profile.gates], missed_any, judgeable),
@@ -115,6 +124,13 @@ def rank_batch(
     schema = pa.schema([*RANKING, *(pa.field(name, pa.float64()) for name in metric_names)])
     schema = schema.with_metadata(scores.schema.metadata)  # the models that measured
     return pa.table({name: columns[name] for name in schema.names}).cast(schema)
+
+
+def _looked_up(ids: pa.ChunkedArray, table: pa.Table | None, column: str) -> pa.ChunkedArray:
+    """A column (N,) of the table's rows for these ids; null where there is none."""
+    if table is None:
+        return pa.chunked_array([pa.nulls(len(ids), pa.string())])
+    return table[column].take(pc.index_in(ids, value_set=table["id"]))
 
 
 def _mask(column: pa.ChunkedArray) -> NDArray[np.bool_]:

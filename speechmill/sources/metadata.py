@@ -31,7 +31,7 @@ def read_metadata(file: Path, key: str) -> tuple[dict[str, dict[str, Any]], list
     bad: list[str] = []
     repeated = 0
     try:
-        for line, row in _rows(file, key):
+        for line, row in table_rows(file, key):
             path = row.pop(key, None)
             if not isinstance(path, str) or not path:
                 bad.append(f"line {line}")
@@ -55,7 +55,12 @@ def read_metadata(file: Path, key: str) -> tuple[dict[str, dict[str, Any]], list
     return rows, notes
 
 
-def _rows(file: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def table_rows(file: Path, key: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line and row of a TSV, CSV or JSONL file; an unusable row is empty.
+
+    Raises:
+        SourceError: it is of another kind, or has no column `key`.
+    """
     suffix = file.suffix.lower()
     with open(file, encoding="utf-8-sig", newline="") as handle:
         if suffix in (".jsonl", ".ndjson"):
@@ -71,7 +76,7 @@ def _rows(file: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
             options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
             reader = csv.DictReader(handle, **options)
             names = reader.fieldnames or []
-            if key not in names:
+            if key is not None and key not in names:
                 raise SourceError(f"{file}: no column {key!r}; {nearest(key, names)} Set source.metadata_key.")
             for row in reader:
                 # More cells than the header has end up under None: the columns cannot be told apart.

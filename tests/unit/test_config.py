@@ -22,7 +22,7 @@ def test_defaults_are_filled_in_at_every_depth():
     config = validate_config({"dataset": "x", "source": SOURCE, "enhance": {"level": "light"}}, CONFIG)
     assert config["enhance"]["level"] == "light"
     assert config["enhance"]["enhancer"] == "rnnoise"
-    assert config["rank"] == {"profile": "asr", "threshold": None}
+    assert config["rank"] == {"profile": "asr", "threshold": 0.6}
     assert config["batch_size"] == 10_000
 
 
@@ -62,7 +62,7 @@ def test_every_shipped_data_set_is_valid(path):
         ({"score": {"metrics": "ful"}}, ["score.metrics", '"full"']),
         ({"rank": {"threshold": 1.5}}, ["rank.threshold", "1.5"]),
         ({"enhance": {"min_seconds": 9, "max_seconds": 3}}, ["enhance.min_seconds", "enhance.max_seconds"]),
-        ({"source": {"kind": "folder"}}, ["missing setting source.path"]),
+        ({"source": {"kind": "folder"}}, ["needs source.path"]),
         ({"source": {"kind": "floder", "path": "."}}, ["source.kind", '"folder"']),
         ({"dataset": "../etc"}, ["dataset"]),
     ],
