@@ -39,6 +39,9 @@ wildcard_constraints:
     file=r"[A-Za-z0-9_-]+",
 
 
+refused = []  # what a hub said no to while the DAG was built; the run then does not begin
+
+
 def plain_errors(function):
     """Show speechmill's own errors as one message instead of a traceback."""
 
@@ -67,7 +70,7 @@ def check_config():
 @plain_errors
 def begin_run():
     """Before the first job, but neither for a dry run nor for --lint: there, nothing need be in place yet."""
-    problems = missing_paths(config, CONFIG_DIR)
+    problems = missing_paths(config, CONFIG_DIR) + refused
     if on_slurm():
         plugin = workflow.executor_settings
         cluster = config["cluster"] | {"gpus_per_worker": gpus_per_worker()}
@@ -102,11 +105,18 @@ def audio_shard(path):
 @plain_errors
 def source_fingerprint():
     """Changes when the source does. Read while the DAG is built, once: from names, sizes and times, or a commit."""
+    from speechmill.hub import HubRefusedError
     from speechmill.sources.revision import UNKNOWN, current_revision
 
     if missing_paths(config, CONFIG_DIR):
         return UNKNOWN
-    return current_revision(config, Path(run_file("")), logger.warning)
+    try:
+        return current_revision(config, Path(run_file("")), logger.warning)
+    except HubRefusedError as error:
+        refused.append(str(error))
+        if workflow.dryrun:
+            logger.warning(str(error))
+        return UNKNOWN
 
 
 def is_fetched():
@@ -148,7 +158,7 @@ def fetched_file(wildcards):
     if config["source"]["repo"] is None:
         return []
     key = batch_rows(checkpoints.manifest.get().output.batches)[wildcards.batch]["fetched_as"]
-    return [ancient(run_file(f"raw/{key}"))]
+    return ancient(run_file(f"raw/{key}"))
 
 
 def batch_rows(batches_tsv):

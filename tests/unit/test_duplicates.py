@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechmill import duplicates
-from speechmill.duplicates import rows_among, find_duplicates
+from speechmill.duplicates import find_duplicates, rows_among
 from speechmill.errors import LedgerError
 from speechmill.shards import LEDGER
 

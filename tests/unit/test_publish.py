@@ -221,7 +221,7 @@ def test_columns_of_a_published_row(run):
     expected = (
         "id audio text text_norm language duration sampling_rate speaker_id source source_id source_split license "
         "snr_db dnsmos_p808 input_snr_db closeness variant variant_reason source_revision source_file source_row "
-            "source_member near_duplicate_of input_sha256 "
+        "source_member near_duplicate_of input_sha256 "
         "trim_start_s trim_end_s gain_db enhancer enhancer_sha256 models profile_sha256 config_sha256 code_version extra"
     )
     for path in (run.target / "data").iterdir():
