@@ -4,7 +4,10 @@ from speechmill.files import read_json
 from speechmill.job import logged
 
 with logged(snakemake):
+    from speechmill.policy import check_policy
     from speechmill.publish.folder import publish_folder
+
+    check_policy(snakemake.config)
 
     sentinel = Path(snakemake.output.sentinel)
     enhanced = {Path(path).stem: Path(path) for path in snakemake.input.enhanced}

@@ -5,21 +5,28 @@ from speechmill.job import logged, remove_empty_logs, stage_timing
 
 with logged(snakemake):
     from speechmill.ledger import check_manifest
-    from speechmill.manifest import read_batches
+    from speechmill.manifest import read_batches, with_notes
     from speechmill.ranking.profile import FrozenProfile
     from speechmill.report.page import make_report
+    from speechmill.shards import count_rows
     from speechmill.versions import package_versions
 
     preflight = read_json(snakemake.input.preflight)
     run = Path(snakemake.output.summary).parents[1]
     remove_empty_logs(run / "logs")
-    clips = {row["batch"]: int(row["clips"]) for row in read_batches(Path(snakemake.input.batches))}
+    batches = Path(snakemake.input.batches)
+    rankings = {Path(path).stem: Path(path) for path in snakemake.input.rankings}
+    # Of a batch whose clips were counted when it was read, its ranking has as many as its ledger.
+    clips = {
+        row["batch"]: int(row["clips"]) if row["clips"] else count_rows(rankings.get(row["batch"]))
+        for row in read_batches(batches)
+    }
     summary = make_report(
-        [Path(path) for path in snakemake.input.rankings],
+        list(rankings.values()),
         [Path(path) for path in snakemake.input.enhanced],
         FrozenProfile.from_json(read_json(snakemake.input.profile)),
         read_json(snakemake.input.advice),
-        read_json(snakemake.input.source),
+        with_notes(read_json(snakemake.input.source), batches.parent),
         snakemake.config,
         package_versions() | preflight["models"],
         preflight["skipped_metrics"],

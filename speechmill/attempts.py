@@ -1,7 +1,8 @@
 """The workflow's own account of every attempt of every job: `{run}/logs/attempts.jsonl`, appended to, never rewritten.
 
 One line per event: `time` (UTC), `start` (when this Snakemake started), `event` (submitted | finished | failed),
-`stage`, `batch` (null for jobs of the whole run), `attempt`, on Slurm `slurm_job`, and `given_up` with the last failure.
+`stage`, `batch` (null for jobs of the whole run), `attempt`, on Slurm `slurm_job`,
+of a fetch its `file`, and `given_up` with the last failure.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class AttemptLog(logging.Handler):
         self.retries = retries
         self.path = run_dir / FILE
         self.start = utc_now()
-        self.works: dict[int, tuple[str, str | None]] = {}
+        self.works: dict[int, tuple[str, dict[str, str]]] = {}
         self.attempts: dict[int, int] = {}
         self.slurm_jobs: dict[int, str] = {}
 
@@ -42,7 +43,7 @@ class AttemptLog(logging.Handler):
         if event == "job_info":
             job = record.jobid  # type: ignore[attr-defined]
             wildcards = getattr(record, "wildcards", None) or {}
-            self.works[job] = (record.rule_name, dict(wildcards).get("batch"))  # type: ignore[attr-defined]
+            self.works[job] = (record.rule_name, dict(wildcards))  # type: ignore[attr-defined]
             self.attempts[job] = self.attempts.get(job, 0) + 1
             self.slurm_jobs.pop(job, None)
             if getattr(record, "local", False):
@@ -57,16 +58,18 @@ class AttemptLog(logging.Handler):
             self._write("submitted", job)
 
     def _write(self, event: str, job: int) -> None:
-        stage, batch = self.works.get(job, ("unknown", None))
+        stage, wildcards = self.works.get(job, ("unknown", {}))
         line: dict[str, Any] = {
             "time": utc_now(),
             "start": self.start,
             "event": event,
             "stage": stage,
-            "batch": batch,
+            "batch": wildcards.get("batch"),
             "attempt": self.attempts.get(job, 1),
             "slurm_job": self.slurm_jobs.get(job),
         }
+        if "file" in wildcards:
+            line["file"] = wildcards["file"]
         if event == "failed" and self.attempts.get(job, 1) > self.retries:
             line["given_up"] = True
         self.path.parent.mkdir(parents=True, exist_ok=True)

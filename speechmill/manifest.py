@@ -25,6 +25,7 @@ from speechmill.sources import BatchPlan, Listing, Source, SourceFile
 
 THREADS = 8
 COLUMNS = ["batch", "clips", "seconds", "source_file", "fetched_as"]  # of batches.tsv
+NOTES = "notes"  # .json beside the batches
 CLIP_ID_DIGITS = 24  # 96 bits: a collision among 10^9 clips has a chance of about 10^-11
 
 
@@ -108,12 +109,19 @@ def build_manifest(source: Source, description: dict[str, Any], config: dict[str
     if not index:
         raise SourceError(f"{description['path']}: holds no clip")
     index.sort(key=lambda row: row["batch"])
-    keep = {row["batch"] for row in index}
+    keep = {NOTES, *(row["batch"] for row in index)}
+    write_json(directory / f"{NOTES}.json", {"notes": listing.notes})
     for path in directory.iterdir():
         if path.suffix in (".json", ".parquet") and path.stem not in keep:
             path.unlink()
     write_text(directory / "batches.tsv", _tsv(index))
     return listing.notes
+
+
+def with_notes(description: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """The content of source.json with the notes of the manifest, which say what of the source is no clip and why."""
+    found = read_json(directory / f"{NOTES}.json")["notes"] if (directory / f"{NOTES}.json").exists() else []
+    return {**description, "notes": [*description["notes"], *found]}
 
 
 def read_batches(batches_tsv: Path) -> list[dict[str, str]]:

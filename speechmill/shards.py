@@ -284,6 +284,11 @@ def _repeats(schema: pa.Schema, leaf: str) -> bool:
     return leaf not in DISTINCT and not (leaf in schema.names and pa.types.is_floating(schema.field(leaf).type))
 
 
+def count_rows(path: Path | None) -> int:
+    """Rows of a Parquet file; none without one."""
+    return 0 if path is None else int(pq.read_metadata(path).num_rows)
+
+
 def leaf_paths(schema: pa.Schema) -> list[str]:
     """The dotted paths of a schema's leaf columns, as Parquet names them."""
 

@@ -43,7 +43,7 @@ def status(run_dir: Path) -> dict[str, Any]:
         "run": str(run_dir),
         "state": _state(run_dir, holder, queue),
         "owner": str(holder) if holder else None,
-        "clips": sum(int(row["clips"]) for row in batches) if batches is not None else None,
+        "clips": sum(int(row["clips"] or 0) for row in batches) if batches is not None else None,
         "stages": stages,
         "slurm_jobs": [{"id": job.id, "state": job.state, "node": job.node, "work": job.work} for job in queue],
         "slurm_error": queue_error,

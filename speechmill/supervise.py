@@ -204,12 +204,18 @@ class Supervisor:
         return again if publishing else status
 
     def failed_batches(self) -> list[str]:
-        """Batches of which a stage failed in its last attempt, since Snakemake was started."""
+        """Batches of which a stage, or the download of their file, failed in its last attempt, since Snakemake was started."""
         last = {}
         for line in read_attempts(self.run_dir):
-            if line["batch"] and line["time"] >= self.since:
-                last[line["batch"], line["stage"]] = line["event"]
-        return sorted({batch for (batch, _), event in last.items() if event == "failed"})
+            if line["time"] >= self.since:
+                last[line["batch"], line["stage"], line.get("file")] = line["event"]
+        failed = [work for work, event in last.items() if event == "failed"]
+        files = {file for _, _, file in failed if file}
+        table = self.run_dir / "manifest" / "batches.tsv"
+        rows = read_batches(table) if files and table.exists() else []
+        waiting = {row["batch"] for row in rows if row["fetched_as"] in files}
+        done = {path.stem for path in (self.run_dir / "scores").glob("*.parquet")}
+        return sorted({batch for batch, _, _ in failed if batch} | (waiting - done))
 
     def stop(self, how: str) -> None:
         """Signal handler: `drain` lets running jobs end, `cancel` ends them; a second signal always cancels."""

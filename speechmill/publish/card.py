@@ -185,6 +185,7 @@ def render_card(
         sources=sources[:MAX_SOURCES],
         more_sources=len(sources) - MAX_SOURCES,
         source=source,
+        terms=config["source"]["terms"],
         enhance=config["enhance"],
         splits=[entry["split"] for entry in _data_files(paths, "data")],
         version=__version__,

@@ -122,7 +122,9 @@ def rank_batch(
             columns[field.name] = pa.nulls(len(ids), field.type)
     columns |= {name: pc.cast(aligned[name], pa.float64()) for name in metric_names}
     schema = pa.schema([*RANKING, *(pa.field(name, pa.float64()) for name in metric_names)])
-    schema = schema.with_metadata(scores.schema.metadata)  # the models that measured
+    # The models that measured, and what of the source belongs to no clip.
+    passed_over = {k: v for k, v in (ledger.schema.metadata or {}).items() if k == b"passed_over"}
+    schema = schema.with_metadata((scores.schema.metadata or {}) | passed_over)
     return pa.table({name: columns[name] for name in schema.names}).cast(schema)
 
 

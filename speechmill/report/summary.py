@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from speechmill.ledger import STATES, check_balance, count_states
 from speechmill.ranking.profile import FrozenProfile
-from speechmill.shards import RANKING, conform, ranking_schema, table_writer
+from speechmill.shards import RANKING, conform, noted, ranking_schema, table_writer
 
 READ_ROWS = 65_536
 ROW_GROUP = 100_000  # what a writer remembers of each grows with the table
@@ -26,7 +26,7 @@ COUNTED_BITS = 12  # of the mantissa: with those of the exponent 2^23 steps, whi
 QUANTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95}
 DIGITS = 6  # significant ones of a quantile
 _COLUMNS = ["state", "criterion", "error_class", "message", "input_duration", "duration", "variant", "closeness"]
-_COLUMNS.append("failed_gates")
+_COLUMNS += ["failed_gates", "near_duplicate_of"]
 
 
 class Distribution:
@@ -154,6 +154,8 @@ class Overview:
     failed_gates: Counter[str] = field(default_factory=Counter)
     variants: Counter[str] = field(default_factory=Counter)
     metrics: dict[str, Distribution] = field(default_factory=dict)
+    passed_over: Counter[str] = field(default_factory=Counter)  # of the source, what belongs to no clip
+    near_duplicates: int = 0  # accepted clips that sound like another one
     closeness: dict[str, Distribution] = field(
         default_factory=lambda: {name: Distribution() for name in ("ranked", "accepted", "closeness", "gate")}
     )
@@ -171,6 +173,7 @@ def overview(ranking_files: Iterable[Path], failed: Mapping[str, int] | None = N
         before = Counter(found.clips)
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
+            found.passed_over.update(noted(file.metadata.metadata, "passed_over") or {})
             metrics = [name for name in names if name not in RANKING.names]
             for name in metrics:
                 found.metrics.setdefault(name, Distribution())
@@ -211,6 +214,7 @@ def _add(found: Overview, table: pa.Table, metrics: Sequence[str]) -> None:
     found.failed_gates.update(_counts(pc.list_flatten(ranked["failed_gates"])))
     for name in metrics:
         found.metrics[name].add(_floats(ranked[name]))
+    found.near_duplicates += pc.sum(pc.is_valid(of_state["accepted"]["near_duplicate_of"])).as_py() or 0
     accepted = pc.equal(ranked["state"], "accepted")
     by_closeness = pc.fill_null(pc.equal(ranked["criterion"], "closeness"), False)
     gated = pc.and_not(pc.equal(ranked["state"], "rejected"), by_closeness)
@@ -250,6 +254,9 @@ def summarize(
         "hours": {name: round(seconds / 3600, 6) for name, seconds in found.seconds.items()},
         "rejected_by": dict(sorted(found.rejected_by.items())),
         "errored_by": dict(sorted(found.errored_by.items())),
+        "near_duplicates": found.near_duplicates,
+        "passed_over": dict(sorted(found.passed_over.items())),
+        "source_notes": list(source.get("notes", ())),
         "variants": {name: found.variants[name] for name in ("original", "enhanced")},
         "metrics": metrics,
         "profile": profile.name,
@@ -305,14 +312,16 @@ class Step:
 
 def funnel(found: Overview) -> list[Step]:
     """From all clips to the accepted ones, in the order of the flow; what is left at the end is accepted."""
-    scored = found.rejected_by - found.unranked
+    scored, unranked = found.rejected_by - found.unranked, Counter(found.unranked)
+    held_out = scored.pop("held_out", 0) + unranked.pop("held_out", 0)
     closeness = scored.pop("closeness", 0)
     steps = []
     left = found.clips["input"]
     for title, state, lost, reasons in (
         ("Not readable or not scored", "errored", found.clips["errored"], found.errored_by),
-        ("Unfit before scoring", "rejected", found.unranked.total(), found.unranked),
+        ("Unfit before scoring", "rejected", unranked.total(), unranked),
         ("Repeats another clip", "duplicate", found.clips["duplicate"], {}),
+        ("In a held-out split", "rejected", held_out, {}),
         ("Fails a gate", "rejected", scored.total(), scored),
         ("Closeness below the threshold", "rejected", closeness, {}),
     ):

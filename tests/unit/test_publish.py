@@ -70,7 +70,7 @@ class Run:
         }
         self.config = {
             "dataset": "demo",
-            "source": {"license": "CC-BY-SA-3.0"},
+            "source": {"license": "CC-BY-SA-3.0", "terms": None},
             "enhance": {
                 "sampling_rate": RATE,
                 "enhancer": "rnnoise",
