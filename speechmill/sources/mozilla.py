@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from speechmill.errors import SourceError
+from speechmill.files import sha256_file
 from speechmill.hub import PAUSES
 
 
@@ -30,11 +32,39 @@ def download(dataset: str, folder: Path, minutes: float) -> Path:
             f"{dataset}: set MDC_API_KEY to your key of https://mozilladatacollective.com, or download the archive there "
             "and name it in source.path"
         )
-    return _patiently(
-        dataset,
-        minutes,
-        lambda client: client.download_dataset(dataset, download_directory=str(folder), show_progress=False),
-    )
+    details = _patiently(dataset, minutes, lambda client: client.get_dataset_details(dataset))
+    name = str(details.filename or "")
+    if Path(name).name != name or not name.endswith(".tar.gz") or name.startswith("."):
+        raise SourceError(f"{dataset}: the Mozilla Data Collective calls its archive {name!r}, expected NAME.tar.gz")
+    for _ in range(2):
+        archive = Path(
+            _patiently(
+                dataset,
+                minutes,
+                lambda client: client.download_dataset(dataset, download_directory=str(folder), show_progress=False),
+            )
+        )
+        problem = _difference(archive, details)
+        if problem is None:
+            break
+        archive.unlink()
+        print(f"{dataset}: {problem}; downloaded once more", flush=True)
+    else:
+        raise SourceError(f"{dataset}: downloaded twice, and {problem}; tell the Mozilla Data Collective")
+    for other in folder.iterdir():
+        if other != archive:  # of an earlier release
+            other.unlink()
+    return archive
+
+
+def _difference(archive: Path, details: Any) -> str | None:
+    """In what the archive is not what the service says of it. Its client compares nothing after a download."""
+    size, checksum = getattr(details, "sizeBytes", None), str(getattr(details, "checksum", None) or "")
+    if size is not None and archive.stat().st_size != int(size):
+        return f"it has {archive.stat().st_size} bytes instead of {size}"
+    if re.fullmatch("[0-9a-f]{64}", checksum) and sha256_file(archive) != checksum:
+        return f"its checksum is not {checksum}"
+    return None
 
 
 def _patiently(dataset: str, minutes: float, call: Callable[[Any], Any]) -> Any:
