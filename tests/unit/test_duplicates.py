@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechmill import duplicates
+from speechmill import duplicates, waiting
 from speechmill.duplicates import duplicates_among, find_duplicates
 from speechmill.errors import LedgerError
 from speechmill.shards import LEDGER
@@ -82,9 +82,10 @@ def test_parts_of_any_size_find_what_one_dictionary_finds(sounds, size, part_row
     rows = [passed(f"{n * 7919 % 997:03x}ก", str(sound)) | {"state": state} for n, (sound, state) in enumerate(sounds)]
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
     shuffled = [order.sample(batch, len(batch)) for batch in order.sample(batches, len(batches))]
-    small = mock.patch.multiple(duplicates, PART_ROWS=part_rows, TAKE_ROWS=take_rows, ROW_GROUP=7)
+    small = mock.patch.multiple(duplicates, PART_ROWS=part_rows, ROW_GROUP=7)
+    pieces = mock.patch.object(waiting, "TAKE_ROWS", take_rows)
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        with small:
+        with small, pieces:
             table = find(Path(one), shuffled)
         assert pairs(table) == naive(rows)
         assert table["id"].to_pylist() == sorted(naive(rows))
