@@ -88,7 +88,7 @@ def _repeats(clips: pa.Table) -> pa.Table:
 
     Only rows whose 64-bit prefix is there twice are sorted and compared by the whole hash.
     """
-    prefixes = _prefix(clips["pcm_sha256"])
+    prefixes = prefix_of(clips["pcm_sha256"])
     ordered = np.sort(prefixes)
     clips = clips.filter(pa.array(np.isin(prefixes, ordered[1:][ordered[1:] == ordered[:-1]])))
     if clips.num_rows == 0:
@@ -100,7 +100,7 @@ def _repeats(clips: pa.Table) -> pa.Table:
     return pa.table({"id": ids, "duplicate_of": ids.take(pa.array(start))}, _REPEATS).filter(pa.array(~first))
 
 
-def _prefix(hashes: pa.ChunkedArray) -> NDArray[np.uint64]:
+def prefix_of(hashes: pa.ChunkedArray) -> NDArray[np.uint64]:
     """64 bits of each hash (N,): its first 16 hex digits, folded. A collision costs a comparison, nothing else."""
     digits = pc.binary_slice(pc.cast(pc.ascii_rpad(hashes, 16), pa.large_binary()), 0, 16)
     fixed = pc.cast(digits, pa.binary(16)).combine_chunks()
@@ -113,7 +113,7 @@ def _prefix(hashes: pa.ChunkedArray) -> NDArray[np.uint64]:
 
 def _part_of(clips: pa.Table, parts: int) -> NDArray[np.intp]:
     """Which part (N,) each clip belongs to, by its hash: multiplied once more, the high bits are even."""
-    spread = _prefix(clips["pcm_sha256"]) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)
+    spread = prefix_of(clips["pcm_sha256"]) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)
     return (spread % np.uint64(parts)).astype(np.intp)
 
 

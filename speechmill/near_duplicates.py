@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -22,6 +20,7 @@ import pyarrow.parquet as pq
 import scipy.sparse
 from numpy.typing import NDArray
 
+from speechmill.duplicates import prefix_of
 from speechmill.fingerprint import BYTES, WORDS
 from speechmill.parallel import bounded_map
 from speechmill.shards import table_writer
@@ -44,9 +43,9 @@ SHIFTS = range(-3, 4)  # words by which the start and the end of a copy may be m
 
 # Which clips are compared.
 KEYS = 24  # of a clip, at words that are spread over it
-KEY_BITS = np.uint32(0x05555555)  # of a word and of the one `KEY_STEP` later: every other band below 2 kHz
+KEY_BITS = np.uint32(0x00555555)  # of a word and of the one `KEY_STEP` later: every other band below 1.8 kHz
 KEY_STEP = 8
-MAX_CHECK_ERRORS = 10  # bits of the word in the middle that may differ
+MAX_CHECK_ERRORS = 10  # bits that may differ of the word half the clip away from the key's
 NEIGHBOURS = 12  # with which a clip is compared, of those with the same key, on either side and in either order
 
 PART_ROWS = 200_000  # clips that are held at once, about
@@ -95,9 +94,10 @@ def find_near_duplicates(ledgers: Iterable[Path_], others: Iterable[Path_], out:
     with table_writer(NEAR_DUPLICATES, out, row_group_size=ROW_GROUP) as writer, _Clips(rows, folder) as clips:
         parts = number_of_parts(rows * KEYS, KEY_PART_ROWS)
         keyed = parted(_keyed(inputs, clips), _KEYED, parts, lambda table: _part_of(table["key"], parts), folder)
-        copies = [edges for edges in _compared((_candidates(part) for part in keyed), clips)]
-        a, b = (np.concatenate([np.empty(0, np.uint32), *(e[side][e[3]] for e in copies)]) for side in (0, 1))
-        del copies
+        pairs = [
+            np.stack([a[copy], b[copy]]) for a, b, _, copy in _compared((_candidates(part) for part in keyed), clips)
+        ]
+        a, b = np.concatenate([np.empty((2, 0), np.uint32), *pairs], axis=1)
         found = 0
         for table in row_groups([_listed(a, b, clips)], ROW_GROUP):
             writer.write_table(table)
@@ -161,10 +161,13 @@ def _within(numbers: NDArray[np.uint32], start: int, size: int) -> NDArray[np.in
 
 def _keyed(inputs: list[tuple[Path_, bool]], clips: _Clips) -> Iterator[pa.Table]:
     """`_KEYED` of all clips, `KEYS` rows each; the clips themselves are stored, in an order that is theirs alone."""
-    parts = clips.blocks
+
+    def part_of(table: pa.Table) -> NDArray[np.intp]:
+        return _spread(prefix_of(table["sound"]), clips.blocks)
+
     with ThreadPoolExecutor(READERS) as pool:
         tables = bounded_map(pool, _read, inputs, ahead=2 * READERS)
-        for part in parted(tables, _CLIPS, parts, lambda table: _sound_part(table, parts), clips.folder):
+        for part in parted(tables, _CLIPS, clips.blocks, part_of, clips.folder):
             part = _one_of_each_sound(part)
             for start in range(0, len(part), CHUNK):
                 piece = part.slice(start, CHUNK)
@@ -195,13 +198,6 @@ def _read(source: tuple[Path_, bool]) -> pa.Table:
     )
 
 
-def _sound_part(clips: pa.Table, parts: int) -> NDArray[np.intp]:
-    """Which part (N,) each clip belongs to, by its sound: the first digits are as good as random."""
-    digits = pc.cast(pc.ascii_rpad(pc.utf8_slice_codeunits(clips["sound"], 0, 8), 8), pa.large_binary())
-    values = np.frombuffer(b"".join(digits.to_pylist()), np.uint64)
-    return _spread(values, parts)
-
-
 def _one_of_each_sound(clips: pa.Table) -> pa.Table:
     """The clips of a part in the order of their sounds: of exact duplicates another corpus's, or the smallest id."""
     own = pa.array(clips["rank"].to_numpy() != OTHER)
@@ -229,8 +225,9 @@ def _keys(numbers: NDArray[np.uint32], words: Words, seconds: NDArray[np.float32
     keys = bits[:, at] << np.uint64(32) | bits[:, (at + KEY_STEP) % WORDS]
     keys = (keys + np.arange(KEYS, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
     keys = (keys ^ keys >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(32)
-    columns = [np.repeat(column, KEYS) for column in (numbers, seconds, words[:, WORDS // 2])]
-    return pa.table([keys.astype(np.uint32).ravel(), *columns], schema=_KEYED)
+    check = words[:, (at + WORDS // 2) % WORDS]
+    columns = [keys.astype(np.uint32).ravel(), np.repeat(numbers, KEYS), np.repeat(seconds, KEYS), check.ravel()]
+    return pa.table(columns, schema=_KEYED)
 
 
 def _part_of(keys: pa.ChunkedArray, parts: int) -> NDArray[np.intp]:
@@ -251,28 +248,25 @@ def _candidates(keyed: pa.Table) -> pa.Table:
     """
     key, clip, seconds, check = (column.to_numpy() for column in keyed.columns)
     length = np.maximum(seconds, 0).view(np.uint32)  # not negative: the bits of floats are in the floats' order
-    pairs = [np.empty(0, np.uint64)]
-    order = _order(key, length, clip)
+    order = _order(key, length)
     key, clip, seconds, check = key[order], clip[order], seconds[order], check[order]
     common = np.zeros(len(key), bool)
     if len(key) > NEIGHBOURS:
         far = key[NEIGHBOURS:] == key[:-NEIGHBOURS]
         common[NEIGHBOURS:] |= far
         common[:-NEIGHBOURS] |= far
-    pairs += _neighbours(key, clip, seconds, check)
+    pairs = [*_neighbours(key, clip, seconds, check)]
     if common.any():
         key, clip, seconds, check = key[common], clip[common], seconds[common], check[common]
-        order = _order(key, check, clip)
+        order = _order(key, check)
         pairs += _neighbours(key[order], clip[order], seconds[order], check[order])
     both = np.unique(np.concatenate(pairs))
     return pa.table([(both >> np.uint64(32)).astype(np.uint32), both.astype(np.uint32)], schema=_PAIRS)
 
 
-def _order(key: Words, second: Words, clip: Words) -> NDArray[np.intp]:
-    """Sorts by the key, the second, then the clip's number."""
-    both = key.astype(np.uint64) << np.uint64(32) | second
-    by_clip = np.argsort(clip, kind="stable")
-    return by_clip[np.argsort(both[by_clip], kind="stable")]
+def _order(key: Words, second: Words) -> NDArray[np.intp]:
+    """Sorts by the key, then by the second; rows that are equal in both stay in order."""
+    return np.argsort(key.astype(np.uint64) << np.uint64(32) | second, kind="stable")
 
 
 def _neighbours(key: Words, clip: Words, seconds: NDArray[np.float32], check: Words) -> Iterator[NDArray[np.uint64]]:
@@ -294,7 +288,9 @@ def _compared(pairs: Iterable[pa.Table], clips: _Clips) -> Iterator[Edges]:
     half = _with_words(first, clips)
     second = parted(half, _HALF, clips.blocks, lambda table: table["b"].to_numpy() // clips.block_rows, clips.folder)
     for number, table in enumerate(second):
-        words = clips.block(number)["words"] if len(table) else None
+        if len(table) == 0:
+            continue
+        words = clips.block(number)["words"]
         for start in range(0, len(table), CHUNK):
             piece = table.slice(start, CHUNK)
             a, b = (piece[side].to_numpy() for side in ("a", "b"))
