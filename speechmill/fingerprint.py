@@ -35,7 +35,9 @@ def fingerprint(samples: NDArray[np.float32]) -> bytes | None:
     if len(samples) < MIN_SECONDS * RATE:
         return None
     margin = HOP * (SMOOTH + LAG) // 2 + FRAME // 2  # every frame of the clip has its window and its two energies
-    power = _band_power(np.pad(np.asarray(samples, np.float32), margin))  # (frames, bands)
+    samples = np.asarray(samples, np.float32)
+    samples = samples - samples.mean(dtype=np.float64).astype(np.float32)  # or an offset would be a click at either end
+    power = _band_power(np.pad(samples, margin))  # (frames, bands)
     loudness = np.sqrt(power.sum(axis=1))
     if not (loudness**2).sum() * HOP > SILENCE**2 * len(samples):
         return None

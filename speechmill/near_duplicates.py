@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import scipy.sparse
+import scipy.sparse.csgraph
 from numpy.typing import NDArray
 
 from speechmill.duplicates import prefix_of
 from speechmill.fingerprint import BYTES, WORDS
 from speechmill.parallel import bounded_map
 from speechmill.shards import table_writer
-from speechmill.waiting import Waiting, number_of_parts, parted, row_groups
+from speechmill.waiting import Waiting, number_of_parts, parted
 
 NEAR_DUPLICATES = pa.schema(
     [
@@ -48,11 +48,12 @@ KEY_STEP = 8
 MAX_CHECK_ERRORS = 10  # bits that may differ of the word half the clip away from the key's
 NEIGHBOURS = 12  # with which a clip is compared, of those with the same key, on either side and in either order
 
-PART_ROWS = 200_000  # clips that are held at once, about
-KEY_PART_ROWS = 2_000_000  # ... and keys
+PART_ROWS = 100_000  # clips that are held at once, about
+KEY_PART_ROWS = 1_000_000  # ... and keys
 CHUNK = 20_000  # clips whose keys are made, or pairs that are compared, at once
 ROW_GROUP = 100_000
 READERS = 2  # threads
+MAX_PARTS = 400  # two kinds of parts are open at once, and a process may often open no more than 1,024 files
 OTHER, HELD, PLAIN = range(3)  # which of a group is kept: the lowest, then the smallest id
 
 _CLIPS = pa.schema(
@@ -70,12 +71,12 @@ _PAIRS = pa.schema([("a", pa.uint32()), ("b", pa.uint32())])
 _HALF = pa.schema([*_PAIRS, pa.field("words", pa.binary(BYTES))])  # with the words of a
 _RECORD = np.dtype([("words", "<u4", WORDS), ("rank", "u1")])
 
-Path_ = str | os.PathLike[str]
+File = str | os.PathLike[str]
 Words = NDArray[np.uint32]
 Edges = tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.float64], NDArray[np.bool_]]
 
 
-def find_near_duplicates(ledgers: Iterable[Path_], others: Iterable[Path_], out: Path_) -> int:
+def find_near_duplicates(ledgers: Iterable[File], others: Iterable[File], out: File) -> int:
     """Write the clips that repeat another one but for its encoding: `NEAR_DUPLICATES`, sorted by id. Returns their number.
 
     Of a group of copies one is kept and the others are listed with it: a clip of `others` (ledgers of other corpora,
@@ -83,26 +84,30 @@ def find_near_duplicates(ledgers: Iterable[Path_], others: Iterable[Path_], out:
     fingerprint count. Clips with the same `pcm_sha256` count as one, the one that is kept. The same ledgers in any
     order give the same bytes.
 
-    Rows wait in files without a name beside `out`, about 800 bytes per clip: clips in parts by their hash, in which
-    they get numbers; keys in parts by the key; pairs by the numbers of one and of the other. What is held grows by
-    four bytes per clip, and by about 100 per clip that has a copy.
+    Rows wait in files without a name beside `out`, about 1,100 bytes per clip: clips in parts by their hash, in which
+    they get numbers; keys in parts by the key; pairs in parts by the number of one, then of the other. What is held is
+    two parts, and about 100 bytes per copy that was found; beyond 16 million clips, the parts grow.
     """
     inputs = [*((path, False) for path in ledgers), *((path, True) for path in others)]
     rows = sum(pq.read_metadata(path).num_rows for path, _ in inputs)
     folder = Path(out).parent
     folder.mkdir(parents=True, exist_ok=True)
     with table_writer(NEAR_DUPLICATES, out, row_group_size=ROW_GROUP) as writer, _Clips(rows, folder) as clips:
-        parts = number_of_parts(rows * KEYS, KEY_PART_ROWS)
+        parts = _parts(rows * KEYS, KEY_PART_ROWS)
         keyed = parted(_keyed(inputs, clips), _KEYED, parts, lambda table: _part_of(table["key"], parts), folder)
-        pairs = [
-            np.stack([a[copy], b[copy]]) for a, b, _, copy in _compared((_candidates(part) for part in keyed), clips)
-        ]
-        a, b = np.concatenate([np.empty((2, 0), np.uint32), *pairs], axis=1)
-        found = 0
-        for table in row_groups([_listed(a, b, clips)], ROW_GROUP):
-            writer.write_table(table)
-            found += table.num_rows
-    return found
+        with Waiting(_PAIRS, folder) as candidates:
+            for part in keyed:
+                candidates.write(_candidates(part))
+            copies = [np.stack([a[copy], b[copy]]) for a, b, _, copy in _compared(candidates.tables(), clips)]
+        a, b = np.concatenate([np.empty((2, 0), np.uint32), *copies], axis=1)
+        del copies
+        found = _listed(a, b, clips)
+        writer.write_table(found)
+    return found.num_rows
+
+
+def _parts(rows: int, part_rows: int) -> int:
+    return min(MAX_PARTS, number_of_parts(rows, part_rows))
 
 
 class _Clips:
@@ -112,7 +117,7 @@ class _Clips:
         self.rows = rows  # or fewer
         self.folder = folder
         self.count = 0
-        self.blocks = number_of_parts(rows, PART_ROWS)
+        self.blocks = _parts(rows, PART_ROWS)
         self.block_rows = rows // self.blocks + 1
         self._file = TemporaryFile(dir=folder)  # noqa: SIM115 (closed by __exit__)
         self._ids = Waiting(_IDS, folder)
@@ -159,7 +164,7 @@ def _within(numbers: NDArray[np.uint32], start: int, size: int) -> NDArray[np.in
     return numbers[first:last].astype(np.intp) - start
 
 
-def _keyed(inputs: list[tuple[Path_, bool]], clips: _Clips) -> Iterator[pa.Table]:
+def _keyed(inputs: list[tuple[File, bool]], clips: _Clips) -> Iterator[pa.Table]:
     """`_KEYED` of all clips, `KEYS` rows each; the clips themselves are stored, in an order that is theirs alone."""
 
     def part_of(table: pa.Table) -> NDArray[np.intp]:
@@ -167,14 +172,14 @@ def _keyed(inputs: list[tuple[Path_, bool]], clips: _Clips) -> Iterator[pa.Table
 
     with ThreadPoolExecutor(READERS) as pool:
         tables = bounded_map(pool, _read, inputs, ahead=2 * READERS)
-        for part in parted(tables, _CLIPS, clips.blocks, part_of, clips.folder):
+        for part in parted(tables, _CLIPS, clips.blocks, part_of, clips.folder, PART_ROWS // 2):
             part = _one_of_each_sound(part)
             for start in range(0, len(part), CHUNK):
                 piece = part.slice(start, CHUNK)
                 yield _keys(clips.add(piece), _words(piece["words"]), piece["seconds"].to_numpy())
 
 
-def _read(source: tuple[Path_, bool]) -> pa.Table:
+def _read(source: tuple[File, bool]) -> pa.Table:
     """`_CLIPS` of a ledger, and whether it is another corpus's."""
     path, other = source
     columns = ["id", "state", "pcm_sha256", "source_split", "fingerprint", "input_duration"]
@@ -222,9 +227,11 @@ def _keys(numbers: NDArray[np.uint32], words: Words, seconds: NDArray[np.float32
     """`_KEYED` of clips (N,)."""
     at = np.linspace(0, WORDS - 1, KEYS).astype(np.intp)
     bits = (words & KEY_BITS).astype(np.uint64)
-    keys = bits[:, at] << np.uint64(32) | bits[:, (at + KEY_STEP) % WORDS]
-    keys = (keys + np.arange(KEYS, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-    keys = (keys ^ keys >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(32)
+    keys: NDArray[np.uint64] = bits[:, at] << np.uint64(32) | bits[:, (at + KEY_STEP) % WORDS]
+    keys += np.arange(KEYS).astype(np.uint64)  # the same sound at another moment is another key
+    keys *= np.uint64(0x9E3779B97F4A7C15)
+    keys ^= keys >> np.uint64(29)
+    keys = keys * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(32)
     check = words[:, (at + WORDS // 2) % WORDS]
     columns = [keys.astype(np.uint32).ravel(), np.repeat(numbers, KEYS), np.repeat(seconds, KEYS), check.ravel()]
     return pa.table(columns, schema=_KEYED)
@@ -247,7 +254,7 @@ def _candidates(keyed: pa.Table) -> pa.Table:
     well, and so for every other key that the copies share. Copies are more alike than others in both.
     """
     key, clip, seconds, check = (column.to_numpy() for column in keyed.columns)
-    length = np.maximum(seconds, 0).view(np.uint32)  # not negative: the bits of floats are in the floats' order
+    length: Words = np.maximum(seconds, 0).view(np.uint32)  # not negative: the bits of floats are in the floats' order
     order = _order(key, length)
     key, clip, seconds, check = key[order], clip[order], seconds[order], check[order]
     common = np.zeros(len(key), bool)
@@ -282,8 +289,6 @@ def _neighbours(key: Words, clip: Words, seconds: NDArray[np.float32], check: Wo
 
 def _compared(pairs: Iterable[pa.Table], clips: _Clips) -> Iterator[Edges]:
     """Pairs (a, b), each once, with their similarity and whether they are copies: (P,) each."""
-    pairs = iter(pairs)
-    # Nothing is read of the clips before all pairs are there.
     first = parted(pairs, _PAIRS, clips.blocks, lambda table: table["a"].to_numpy() // clips.block_rows, clips.folder)
     half = _with_words(first, clips)
     second = parted(half, _HALF, clips.blocks, lambda table: table["b"].to_numpy() // clips.block_rows, clips.folder)

@@ -58,11 +58,15 @@ def parted(
     parts: int,
     part_of: Callable[[pa.Table], NDArray[np.intp]],
     folder: Path,
+    take_rows: int | None = None,
 ) -> Iterator[pa.Table]:
-    """All rows of tables of a schema in so many tables, one after the other: `part_of` says which (N,)."""
+    """All rows of tables of a schema in so many tables, one after the other: `part_of` says which (N,).
+
+    About `take_rows` rows are cut at once, by default `TAKE_ROWS`.
+    """
     with ExitStack() as stack:
         waiting = [stack.enter_context(Waiting(schema, folder)) for _ in range(parts)]
-        for table in _joined(tables):
+        for table in _joined(tables, take_rows or TAKE_ROWS):
             part = part_of(table)
             order = np.argsort(part, kind="stable")
             ordered, ends = table.take(order), np.cumsum(np.bincount(part, minlength=parts))
@@ -73,12 +77,12 @@ def parted(
                 yield file.all()
 
 
-def _joined(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in tables of `TAKE_ROWS` or a few more."""
+def _joined(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of so many or a few more."""
     held: list[pa.Table] = []
     for table in tables:
         held.append(table)
-        if sum(len(table) for table in held) >= TAKE_ROWS:
+        if sum(len(table) for table in held) >= rows:
             yield pa.concat_tables(held)
             held = []
     if held:
