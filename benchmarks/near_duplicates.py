@@ -125,7 +125,8 @@ def demo(folder: Path) -> None:
     spec = importlib.util.spec_from_file_location("build", ROOT / "demo" / "build.py")
     sys.modules["build"] = build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
-    prompts = [(prompt.file, prompt.samples.astype(np.float32)) for prompt in build.load_prompts()]
+    loaded = build.load_prompts()
+    prompts = [(prompt.file, prompt.samples.astype(np.float32)) for prompt in loaded]
     fingerprint(prompts[0][1])
     begin = time.perf_counter()
     originals = [fingerprint(samples) for _, samples in prompts]
@@ -147,8 +148,8 @@ def demo(folder: Path) -> None:
     for snr in (20, 10, 5, 0, -5):
         noisy = []
         for noise in build.NOISES:
-            for prompt in build.load_prompts()[::3]:
-                sound = build.make_noise(noise, len(prompt.samples), generator, build.load_prompts()[:12])
+            for prompt in loaded[::3]:
+                sound = build.make_noise(noise, len(prompt.samples), generator, loaded[:12])
                 noisy.append(clip(f"{noise}|{prompt.file}", build.mix(prompt.samples, sound, snr).astype(np.float32)))
         report(f"in noise of {snr} dB SNR, another recording condition", folder, noisy, others)
 
