@@ -39,13 +39,14 @@ HELD_OUT = frozenset("dev devel development val valid validation test eval evalu
 MAX_ERRORS = 0.15  # share of all bits that differ
 MAX_PART_ERRORS = 0.3  # ... of an eighth of the words: the same sentence but for one word is no copy
 MAX_SECONDS_APART = 0.3  # of the durations
-SHIFTS = range(-3, 4)  # words by which the start and the end of a copy may be moved, each
+SHIFTS = range(-4, 5)  # words by which the start and the end of a copy may be moved, each
 
 # Which clips are compared.
 KEYS = 24  # of a clip, at words that are spread over it
 KEY_BITS = np.uint32(0x00555555)  # of a word and of the one `KEY_STEP` later: every other band below 1.8 kHz
 KEY_STEP = 8
-MAX_CHECK_ERRORS = 10  # bits that may differ of the word half the clip away from the key's
+CHECK_STEP = 16  # from the first word of a key to another one of the clip, towards its middle
+MAX_CHECK_ERRORS = 10  # bits of that one that may differ
 NEIGHBOURS = 12  # with which a clip is compared, of those with the same key, on either side and in either order
 
 PART_ROWS = 100_000  # clips that are held at once, about
@@ -225,14 +226,15 @@ def _words(column: pa.ChunkedArray) -> Words:
 
 def _keys(numbers: NDArray[np.uint32], words: Words, seconds: NDArray[np.float32]) -> pa.Table:
     """`_KEYED` of clips (N,)."""
-    at = np.linspace(0, WORDS - 1, KEYS).astype(np.intp)
+    at = np.linspace(0, WORDS - 1 - KEY_STEP, KEYS).astype(np.intp)
+    checked = np.where(at < WORDS // 2, at + CHECK_STEP, at - CHECK_STEP)
     bits = (words & KEY_BITS).astype(np.uint64)
-    keys: NDArray[np.uint64] = bits[:, at] << np.uint64(32) | bits[:, (at + KEY_STEP) % WORDS]
+    keys: NDArray[np.uint64] = bits[:, at] << np.uint64(32) | bits[:, at + KEY_STEP]
     keys += np.arange(KEYS).astype(np.uint64)  # the same sound at another moment is another key
     keys *= np.uint64(0x9E3779B97F4A7C15)
     keys ^= keys >> np.uint64(29)
     keys = keys * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(32)
-    check = words[:, (at + WORDS // 2) % WORDS]
+    check = words[:, checked]
     columns = [keys.astype(np.uint32).ravel(), np.repeat(numbers, KEYS), np.repeat(seconds, KEYS), check.ravel()]
     return pa.table(columns, schema=_KEYED)
 
