@@ -95,7 +95,6 @@ COPIES_OF: dict[str, Copy] = {
         np.pad(resampled(8_000)(samples) * 0.3, (777, 0)).astype(np.float32)
     ),
 }
-BEYOND = frozenset(["MP3 16 kHz, 24 kbit/s", "Opus 9 kbit/s"])  # fewer than 32 kbit/s: nothing is promised
 
 
 def clip(name: str, samples: np.ndarray, split: str | None = None) -> dict:
