@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechmill import duplicates
-from speechmill.duplicates import find_duplicates, rows_among
+from speechmill import duplicates, waiting
+from speechmill.duplicates import duplicates_among, find_duplicates
 from speechmill.errors import LedgerError
 from speechmill.shards import LEDGER
 
@@ -67,7 +67,7 @@ def test_no_duplicates_and_no_files(tmp_path):
     table = find(tmp_path, [[passed("1", "x")], [passed("2", None)], []])
     assert table.num_rows == 0
     assert table.schema == schema
-    assert rows_among(pa.chunked_array([["1"]]), tmp_path / "duplicates.parquet").num_rows == 0
+    assert duplicates_among(pa.chunked_array([["1"]]), tmp_path / "duplicates.parquet").num_rows == 0
 
 
 @settings(deadline=None, max_examples=40)
@@ -82,9 +82,10 @@ def test_parts_of_any_size_find_what_one_dictionary_finds(sounds, size, part_row
     rows = [passed(f"{n * 7919 % 997:03x}ก", str(sound)) | {"state": state} for n, (sound, state) in enumerate(sounds)]
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
     shuffled = [order.sample(batch, len(batch)) for batch in order.sample(batches, len(batches))]
-    small = mock.patch.multiple(duplicates, PART_ROWS=part_rows, TAKE_ROWS=take_rows, ROW_GROUP=7)
+    small = mock.patch.multiple(duplicates, PART_ROWS=part_rows, ROW_GROUP=7)
+    pieces = mock.patch.object(waiting, "TAKE_ROWS", take_rows)
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-        with small:
+        with small, pieces:
             table = find(Path(one), shuffled)
         assert pairs(table) == naive(rows)
         assert table["id"].to_pylist() == sorted(naive(rows))
@@ -121,6 +122,6 @@ def test_a_batch_sees_its_own_duplicates_alone(tmp_path):
     rows = [passed(f"{n:03d}", str(n % 50)) for n in range(200)]
     table = find(tmp_path, [rows[:120], rows[120:]])
     ids = pa.chunked_array([["001", "060"], ["199", "unknown"]])
-    mine = rows_among(ids, tmp_path / "duplicates.parquet")
+    mine = duplicates_among(ids, tmp_path / "duplicates.parquet")
     assert pairs(mine) == {"060": "010", "199": "049"}
     assert mine.schema == table.schema
