@@ -21,6 +21,7 @@ SINGLE_FILES = (
     "manifest/batches.tsv",
     "ledger/duplicates.parquet",
     "ledger/held_out.parquet",
+    "ledger/near_duplicates.parquet",
     "ranking/profile.json",
     "ranking/advice.json",
     "report/summary.json",

@@ -18,6 +18,24 @@ rule duplicates:
         "../scripts/duplicates.py"
 
 
+rule near_duplicates:
+    input:
+        ledgers=batch_files("ledger/{batch}.enhance.parquet"),
+    output:
+        near_duplicates=run_file("ledger/near_duplicates.parquet"),
+    log:
+        log_file("near_duplicates"),
+    conda:
+        "../envs/speechmill.yaml"
+    resources:
+        **job(),
+    params:
+        version=versions.RANK,
+        compare_with=config["compare_with"],
+    script:
+        "../scripts/near_duplicates.py"
+
+
 rule profile:
     input:
         preflight=run_file("preflight.json"),
@@ -43,6 +61,7 @@ rule rank:
         scores=run_file("scores/{batch}.parquet"),
         duplicates=run_file("ledger/duplicates.parquet"),
         held_out=run_file("ledger/held_out.parquet"),
+        near_duplicates=run_file("ledger/near_duplicates.parquet"),
         profile=run_file("ranking/profile.json"),
     output:
         ranking=run_file("ranking/{batch}.parquet"),

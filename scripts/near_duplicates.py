@@ -7,4 +7,6 @@ with logged(snakemake):
 
     others = [path for run in snakemake.params.compare_with for path in ledgers_of(Path(run))]
     found = find_near_duplicates(snakemake.input.ledgers, others, snakemake.output.near_duplicates)
-    print(f"{found} clips sound like another one, of {len(snakemake.input.ledgers)} ledgers and {len(others)} of other runs")
+    print(
+        f"{found} clips sound like another one, of {len(snakemake.input.ledgers)} ledgers and {len(others)} of other runs"
+    )

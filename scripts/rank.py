@@ -25,6 +25,7 @@ with logged(snakemake):
         FrozenProfile.from_json(read_json(snakemake.input.profile)),
         batch,
         rows_among(ids, snakemake.input.held_out),
+        rows_among(ids, snakemake.input.near_duplicates),
     )
     check_count(description["clips"], ids, batch)
     check_batch(ids if clips is None else clips["id"], ledger, ranking, batch)

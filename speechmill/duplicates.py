@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from speechmill.errors import LedgerError
 from speechmill.parallel import bounded_map
 from speechmill.shards import table_writer
+from speechmill.splits import is_tested
 from speechmill.waiting import Waiting, number_of_parts, parted, row_groups
 
 DUPLICATES = pa.schema(
@@ -25,15 +26,17 @@ PART_ROWS = 500_000  # that are held at once, about
 ROW_GROUP = 100_000
 READERS = 2  # threads
 READ_ROWS = 1_000_000  # of duplicates, at once
-_CLIPS = pa.schema([("id", pa.large_string()), ("pcm_sha256", pa.large_string())])  # one chunk may pass 2 GB
+_CLIPS = pa.schema(
+    [("id", pa.large_string()), ("pcm_sha256", pa.large_string()), ("trained", pa.bool_())]
+)  # one chunk may pass 2 GB
 _REPEATS = pa.schema([("id", pa.large_string()), ("duplicate_of", pa.large_string())])
 
 
 def find_duplicates(ledgers: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str]) -> int:
     """Write the clips that repeat another one, sample by sample: `DUPLICATES`, sorted by id. Returns their number.
 
-    Of the passed clips with the same `pcm_sha256`, the smallest id is kept and the others are listed with it, however
-    the clips are cut into files. The same ledgers in any order give the same bytes. Rows wait in files without a name
+    Of the passed clips with the same `pcm_sha256`, one is kept and the others are listed with it: one of a dev or test
+    split if there is any (what others measure with must not be trained on), then the smallest id; however the clips are cut into files. The same ledgers in any order give the same bytes. Rows wait in files without a name
     beside `out`, about 100 bytes per clip: parts that hold all clips of a hash, then of a range of ids.
 
     Raises:
@@ -61,14 +64,15 @@ def find_duplicates(ledgers: Iterable[str | os.PathLike[str]], out: str | os.Pat
     return found.rows
 
 
-def duplicates_among(ids: pa.ChunkedArray, duplicates: str | os.PathLike[str]) -> pa.Table:
-    """The rows of a file of `find_duplicates` whose id is among `ids`: those of one batch, read piece by piece."""
-    with pq.ParquetFile(duplicates) as file:
+def rows_among(ids: pa.ChunkedArray, found: str | os.PathLike[str]) -> pa.Table:
+    """The rows of a file of findings about clips whose id is among `ids`: those of one batch, read piece by piece."""
+    with pq.ParquetFile(found) as file:
+        schema = file.schema_arrow
         pieces = [
             piece.filter(pc.is_in(piece["id"], value_set=ids.combine_chunks()))
             for piece in file.iter_batches(READ_ROWS)
         ]
-    return pa.Table.from_batches(pieces, DUPLICATES)
+    return pa.Table.from_batches(pieces, schema)
 
 
 def _passed(paths: list[str | os.PathLike[str]]) -> Iterator[pa.Table]:
@@ -79,12 +83,14 @@ def _passed(paths: list[str | os.PathLike[str]]) -> Iterator[pa.Table]:
 
 def _read_passed(path: str | os.PathLike[str]) -> pa.Table:
     with pq.ParquetFile(path) as file:
-        table = file.read(columns=["id", "state", "pcm_sha256"])
-    return table.filter(pc.equal(table["state"], "passed")).drop(["state"]).drop_null().cast(_CLIPS)
+        table = file.read(columns=["id", "state", "pcm_sha256", "source_split"])
+    table = table.filter(pc.equal(table["state"], "passed"))
+    table = table.append_column("trained", pc.invert(is_tested(table["source_split"])))
+    return table.select(_CLIPS.names).drop_null().cast(_CLIPS)
 
 
 def _repeats(clips: pa.Table) -> pa.Table:
-    """`_REPEATS` of clips (`_CLIPS`) in any order: each but the first by id of those with the same hash.
+    """`_REPEATS` of clips (`_CLIPS`) in any order: each but the one that is kept of those with the same hash.
 
     Only rows whose 64-bit prefix is there twice are sorted and compared by the whole hash.
     """
@@ -93,7 +99,7 @@ def _repeats(clips: pa.Table) -> pa.Table:
     clips = clips.filter(pa.array(np.isin(prefixes, ordered[1:][ordered[1:] == ordered[:-1]])))
     if clips.num_rows == 0:
         return _REPEATS.empty_table()
-    clips = clips.sort_by([("pcm_sha256", "ascending"), ("id", "ascending")]).combine_chunks()
+    clips = clips.sort_by([("pcm_sha256", "ascending"), ("trained", "ascending"), ("id", "ascending")]).combine_chunks()
     ids, hashes = clips["id"].chunk(0), clips["pcm_sha256"].chunk(0)
     first = np.concatenate([[True], pc.not_equal(hashes[1:], hashes[:-1]).to_numpy(zero_copy_only=False)])
     start = np.maximum.accumulate(np.where(first, np.arange(len(first)), 0))

@@ -21,9 +21,11 @@ import scipy.sparse.csgraph
 from numpy.typing import NDArray
 
 from speechmill.duplicates import prefix_of
+from speechmill.errors import SourceError
 from speechmill.fingerprint import BYTES, WORDS
 from speechmill.parallel import bounded_map
 from speechmill.shards import table_writer
+from speechmill.splits import is_tested
 from speechmill.waiting import Waiting, number_of_parts, parted
 
 NEAR_DUPLICATES = pa.schema(
@@ -33,7 +35,6 @@ NEAR_DUPLICATES = pa.schema(
         pa.field("similarity", pa.float64(), nullable=False),  # share of equal bits, 0..1
     ]
 )
-HELD_OUT = frozenset("dev devel development val valid validation test eval evaluation".split())
 
 # What a copy is. Of distinct recordings half of the bits differ, of lossy copies up to a tenth.
 MAX_ERRORS = 0.15  # share of all bits that differ
@@ -105,6 +106,20 @@ def find_near_duplicates(ledgers: Iterable[File], others: Iterable[File], out: F
         found = _listed(a, b, clips)
         writer.write_table(found)
     return found.num_rows
+
+
+def ledgers_of(run_dir: Path) -> list[Path]:
+    """The ledgers of another run, for `others`.
+
+    Raises:
+        SourceError: it has none, or they are of a version without fingerprints.
+    """
+    found = sorted((run_dir / "ledger").glob("*.enhance.parquet"))
+    if not found or "fingerprint" not in pq.read_schema(found[0]).names:
+        raise SourceError(
+            f"compare_with: {run_dir} is no run with fingerprints in ledger/*.enhance.parquet: run it first"
+        )
+    return found
 
 
 def _parts(rows: int, part_rows: int) -> int:
@@ -188,9 +203,8 @@ def _read(source: tuple[File, bool]) -> pa.Table:
         table = file.read(columns=columns)
     usable = pc.and_(pc.equal(table["state"], "passed"), pc.equal(pc.binary_length(table["fingerprint"]), BYTES))
     table = table.filter(pc.and_(usable, pc.is_valid(table["input_duration"])))
-    names = pc.utf8_lower(pc.utf8_trim_whitespace(table["source_split"]))
-    held = pc.fill_null(pc.is_in(names, value_set=pa.array(sorted(HELD_OUT), names.type)), False)
-    rank = pa.array(np.full(len(table), OTHER, np.uint8)) if other else pc.if_else(held, HELD, PLAIN)
+    tested = is_tested(table["source_split"])
+    rank = pa.array(np.full(len(table), OTHER, np.uint8)) if other else pc.if_else(tested, HELD, PLAIN)
     sound = pc.coalesce(table["pcm_sha256"], table["id"])
     return pa.table(
         [

@@ -28,6 +28,7 @@ from speechmill.enhance import Enhancer, limit_attenuation, load_enhancer
 from speechmill.enhance.guard import Decision, GuardEvidence, GuardThresholds, choose_variant, measure_evidence
 from speechmill.errors import ClipError, ClipRejection
 from speechmill.files import sha256_json
+from speechmill.fingerprint import fingerprint
 from speechmill.manifest import identify, plan_of, read_batch
 from speechmill.metrics import ENHANCE_METRICS, ClipBatch, clip_ratio, dc_offset, measure_input_signal, peak_dbfs
 from speechmill.parallel import bounded_map
@@ -115,6 +116,7 @@ class Processor:
         }
         rates = {MODEL_RATE, self.rate, self.native_rate}
         at = {rate: resample(samples, decoded.sampling_rate, rate) for rate in rates}
+        row["fingerprint"] = fingerprint(at[MODEL_RATE])
         decoded = replace(decoded, samples=np.empty(0, np.float32))
         return Clip(row, decoded, at[MODEL_RATE], at[self.rate], at[self.native_rate], measured)
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechmill import duplicates, waiting
-from speechmill.duplicates import duplicates_among, find_duplicates
+from speechmill.duplicates import find_duplicates, rows_among
 from speechmill.errors import LedgerError
 from speechmill.shards import LEDGER
 
@@ -67,7 +67,7 @@ def test_no_duplicates_and_no_files(tmp_path):
     table = find(tmp_path, [[passed("1", "x")], [passed("2", None)], []])
     assert table.num_rows == 0
     assert table.schema == schema
-    assert duplicates_among(pa.chunked_array([["1"]]), tmp_path / "duplicates.parquet").num_rows == 0
+    assert rows_among(pa.chunked_array([["1"]]), tmp_path / "duplicates.parquet").num_rows == 0
 
 
 @settings(deadline=None, max_examples=40)
@@ -122,6 +122,6 @@ def test_a_batch_sees_its_own_duplicates_alone(tmp_path):
     rows = [passed(f"{n:03d}", str(n % 50)) for n in range(200)]
     table = find(tmp_path, [rows[:120], rows[120:]])
     ids = pa.chunked_array([["001", "060"], ["199", "unknown"]])
-    mine = duplicates_among(ids, tmp_path / "duplicates.parquet")
+    mine = rows_among(ids, tmp_path / "duplicates.parquet")
     assert pairs(mine) == {"060": "010", "199": "049"}
     assert mine.schema == table.schema
