@@ -134,3 +134,21 @@ def _kill_group(process: subprocess.Popen) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+@pytest.mark.parametrize(
+    ("path", "rule"),
+    [
+        ("manifest/batches.tsv", "manifest"),
+        ("ledger/duplicates.parquet", "duplicates"),
+        ("ranking/profile.json", "profile"),
+        ("ledger/clips-00001.enhance.parquet", "enhance"),
+        ("scores/clips-00001.parquet", "score"),
+        ("ranking/clips-00001.parquet", "rank"),
+    ],
+)
+def test_what_is_missing_between_complete_results_is_made_again(finished, tmp_path, path, rule):
+    """A job that fails when it is repeated has lost its old output: the next start must not call that finished."""
+    run = finished.copy(tmp_path / "run")
+    (run.results / path).unlink()
+    assert run.start("-n").jobs[rule] == 1
