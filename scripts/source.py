@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 from speechmill.files import write_json
@@ -16,5 +17,5 @@ with logged(snakemake):
     description = describe_source(source, snakemake.config)
     description |= {"state": state, "asked_for": asked_for(snakemake.config["source"])}
     if source.fetched:
-        check_size(description, snakemake.config["download"]["max_gb"])
+        check_size(description, snakemake.config["download"]["max_gb"], shutil.disk_usage(source.work).free)
     write_json(Path(snakemake.output.source), description)

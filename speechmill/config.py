@@ -149,9 +149,12 @@ def missing_paths(config: dict[str, Any], config_dir: Path) -> list[str]:
                 problems.append(f"source.{key}: nothing matches {value}")
         elif not Path(value).exists():
             problems.append(f"source.{key}: {value} does not exist; {_nearest_path(Path(value))}")
-    weights = config["score"]["squim_weights"]
-    if weights is not None and not Path(weights).is_file():
-        problems.append(f"score.squim_weights: {weights} does not exist; {_nearest_path(Path(weights))}")
+    named = [("score.squim_weights", config["score"]["squim_weights"])]
+    named += [("held_out", entry["path"]) for entry in config["held_out"]]
+    named += [("compare_with", run) for run in config["compare_with"]]
+    for setting, value in named:
+        if value is not None and not Path(value).exists():
+            problems.append(f"{setting}: {value} does not exist; {_nearest_path(Path(value))}")
     try:
         profile_path(config, config_dir)
     except ConfigError as error:

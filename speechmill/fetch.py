@@ -47,16 +47,22 @@ def fetch_file(source: Source, source_json: Path, key: str, target: Path, max_gb
     print(f"{found[0].path}: {found[0].size} bytes in {seconds:.1f} s, after {waited:.0f} s of waiting for room")
 
 
-def check_size(description: dict[str, Any], max_gb: float) -> None:
-    """Whether every file may be fetched at all.
+def check_size(description: dict[str, Any], max_gb: float, free: int) -> None:
+    """Whether every file may be fetched at all, and as many at a time as are allowed.
 
     Raises:
-        SourceError: one is larger than the bound.
+        SourceError: one is larger than the bound, or the bound than the bytes that are free on disk.
     """
     largest = max(description["files"], key=lambda file: file["size"])
     if largest["size"] > max_gb * 1e9:
         raise SourceError(
             f"{largest['path']} has {largest['size'] / 1e9:.1f} GB, download.max_gb allows {max_gb:g}: raise it"
+        )
+    needed = min(max_gb * 1e9, description["bytes"])
+    if needed > free:
+        raise SourceError(
+            f"downloads may take {needed / 1e9:.1f} GB at a time, {free / 1e9:.1f} GB are free: lower download.max_gb, "
+            "or choose another outdir"
         )
 
 

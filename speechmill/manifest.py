@@ -110,7 +110,7 @@ def build_manifest(source: Source, description: dict[str, Any], config: dict[str
         raise SourceError(f"{description['path']}: holds no clip")
     index.sort(key=lambda row: row["batch"])
     keep = {NOTES, *(row["batch"] for row in index)}
-    write_json(directory / f"{NOTES}.json", {"notes": listing.notes})
+    _write_changed(directory / f"{NOTES}.json", {"notes": listing.notes})
     for path in directory.iterdir():
         if path.suffix in (".json", ".parquet") and path.stem not in keep:
             path.unlink()
@@ -230,13 +230,18 @@ def _write_batch(
         "seconds": round(math.fsum(known), 3) if known else None,  # as headers claim; null where nobody looked
         "table_sha256": None if table is None else sha256_file(table_path),
     }
+    _write_changed(json_path, description)
+    return {key: description[key] for key in COLUMNS}
+
+
+def _write_changed(path: Path, value: Any) -> None:
+    """Write a JSON file, unless its content is this already."""
     try:
-        unchanged = read_json(json_path) == description
+        unchanged = read_json(path) == value
     except (OSError, ValueError):
         unchanged = False
     if not unchanged:
-        write_json(json_path, description)
-    return {key: description[key] for key in COLUMNS}
+        write_json(path, value)
 
 
 def _same_table(path: Path, table: pa.Table) -> bool:

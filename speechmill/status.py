@@ -66,7 +66,7 @@ def status_text(found: dict[str, Any], as_json: bool = False) -> str:
             f"{row.get('running', 0):>8}{row.get('waiting', 0):>8}{row['failed_attempts']:>17}"
         )
     for failure in found["last_failures"]:
-        work = failure["stage"] + (f" {failure['batch']}" if failure["batch"] else "")
+        work = " ".join(part for part in (failure["stage"], failure["batch"] or failure.get("file")) if part)
         job = f", Slurm job {failure['slurm_job']}" if failure["slurm_job"] else ""
         lines.append(
             f"  failed: {work}, attempt {failure['attempt']}{job}, {failure['time'][:19]} UTC; {failure['log']}"
@@ -104,6 +104,7 @@ def _failures(run_dir: Path) -> tuple[Counter[str], list[dict[str, Any]]]:
     for line in read_attempts(run_dir):
         if line["event"] == "failed":
             counts[line["stage"]] += 1
-            name = f"batches/{line['batch']}" if line["batch"] else line["stage"]
+            work = line["batch"] or line.get("file")
+            name = f"batches/{work}" if work else line["stage"]
             last = [*last[-4:], line | {"log": str(run_dir / "logs" / f"{name}.log")}]
     return counts, last

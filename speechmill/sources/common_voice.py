@@ -134,13 +134,14 @@ class CommonVoiceSource(Source):
 
     def _rows(self, tables: dict[str, bytes], notes: list[str]) -> dict[str, dict[str, Any]]:
         """Path -> row of each clip that belongs to a chosen split, in the order of the tables."""
-        held_out = {split: {r["path"] for r in _read(tables[split])[0]} for split in HELD_OUT if split in tables}
-        seconds = {row["clip"]: row for row in _read(tables.get("clip_durations", b""))[0] if "clip" in row}
+        held_out = {s: {row["path"] for row in _read(tables[s], s, "path")[0]} for s in HELD_OUT if s in tables}
+        durations = _read(tables.get("clip_durations", b"clip"), "clip_durations", "clip")[0]
+        seconds = {row["clip"]: row for row in durations}
         found: dict[str, dict[str, Any]] = {}
         for bucket in BUCKETS:
             if bucket not in tables:
                 continue
-            rows, bad = _read(tables[bucket])
+            rows, bad = _read(tables[bucket], bucket, "path")
             if bad:
                 notes.append(f"{bucket}.tsv: {bad} rows with more or fewer cells than the header were skipped")
             for row in rows:
@@ -189,12 +190,19 @@ def _below_release(name: str) -> PurePosixPath:
     return PurePosixPath(*(parts[1:] if parts and re.match(r"cv-corpus-", parts[0]) else parts))
 
 
-def _read(table: bytes) -> tuple[list[dict[str, Any]], int]:
-    """Rows of a TSV without quoting, as Mozilla writes it, and how many could not be used."""
+def _read(table: bytes, name: str, column: str) -> tuple[list[dict[str, Any]], int]:
+    """Rows of a TSV without quoting, as Mozilla writes it, and how many could not be used.
+
+    Raises:
+        SourceError: it has no such column.
+    """
     text = io.StringIO(table.decode("utf-8-sig", errors="replace"), newline="")
     csv.field_size_limit(1 << 26)
     rows, bad = [], 0
-    for row in csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE):
+    reader = csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+    if column not in (reader.fieldnames or ()):
+        raise SourceError(f"{name}.tsv has no column {column}; is this an archive of Common Voice?")
+    for row in reader:
         if None in row or None in row.values():
             bad += 1
         else:

@@ -97,6 +97,12 @@ def test_missing_path_names_the_nearest_one(tmp_path):
     assert 'did you mean "corpus"' in line
 
 
+def test_other_runs_that_are_not_there_are_named_before_anything_runs(tmp_path):
+    given = {"dataset": "x", "source": SOURCE, "held_out": [{"path": "results/nobody"}], "compare_with": ["no/where"]}
+    lines = missing_paths(validate_config(given, CONFIG), CONFIG)
+    assert [line.split(" ")[:2] for line in lines] == [["held_out:", "results/nobody"], ["compare_with:", "no/where"]]
+
+
 def test_glob_that_matches_nothing(tmp_path):
     config = validate_config({"dataset": "x", "source": {"kind": "parquet", "path": f"{tmp_path}/*.parquet"}}, CONFIG)
     assert "nothing matches" in missing_paths(config, CONFIG)[0]

@@ -64,6 +64,24 @@ def test_gigaspeech2_cut_short_keeps_what_was_read(tmp_path):
     assert sum("cut short" in what for what in passed_over) == 1
 
 
+def test_gigaspeech2_rows_with_a_tab_in_the_text_or_without_one(tmp_path):
+    corpora.gigaspeech2(tmp_path / "gs2")
+    table = tmp_path / "gs2" / "data" / "th" / "train_refined.tsv"
+    table.write_text("0-0-7\ta\tb\n0-1-8\nnot a name\tx\n0-2-9\tplain\n0-2-9\tagain\n7-1-1\tno archive\n")
+    config = configured(tmp_path, "gigaspeech2", path=str(tmp_path / "gs2"), language="th", splits=["train"])
+    clips, _, _, notes = list_and_read(config)
+    assert {name: row["text"] for name, (row, _) in rows(clips).items()} == {
+        "0-0-7": "a\tb",
+        "0-1-8": None,
+        "0-2-9": "plain",
+    }
+    assert classes(clips) == {}
+    said = " ".join(notes)
+    assert "1 rows do not begin with A-B-C" in said
+    assert "1 rows name clips of no archive (7.tar.gz)" in said
+    assert "data/th/train/1.tar.gz: no row of data/th/train_refined.tsv names a clip of it" in said
+
+
 def test_gigaspeech2_of_another_language_says_which_there_are(tmp_path):
     corpora.gigaspeech2(tmp_path / "gs2")
     with pytest.raises(SourceError, match=r"source.language chooses one of th"):

@@ -134,4 +134,11 @@ def test_nothing_at_work_that_would_make_room_is_said(raw, monkeypatch):
 
 def test_a_file_that_never_fits_is_named():
     with pytest.raises(SourceError, match=r"big.tar has 2.0 GB, download.max_gb allows 1"):
-        check_size({"files": [{"path": "a", "size": 1}, {"path": "big.tar", "size": 2 * 10**9}]}, 1)
+        check_size({"files": [{"path": "a", "size": 1}, {"path": "big.tar", "size": 2 * 10**9}]}, 1, 10**12)
+
+
+def test_a_bound_that_does_not_fit_on_the_disk_is_named():
+    files = [{"path": "a", "size": 6 * 10**9}] * 3
+    check_size({"files": files, "bytes": 18 * 10**9}, 7, 8 * 10**9)
+    with pytest.raises(SourceError, match=r"18.0 GB at a time, 8.0 GB are free: lower download.max_gb"):
+        check_size({"files": files, "bytes": 18 * 10**9}, 100, 8 * 10**9)
