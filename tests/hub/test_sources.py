@@ -245,12 +245,12 @@ def test_a_new_commit_changes_the_batches_of_its_files_alone(hub, repo, tmp_path
     config = hub_config(tmp_path)
     listed(config)
     manifest = tmp_path / "results" / "x" / "manifest"
-    before = {p.name: p.read_bytes() for p in manifest.glob("*.json")}
+    before = {p.name: p.read_bytes() for p in manifest.glob("train-*.json")}
     corpora.parquet(tmp_path / "repo" / "data" / "train-00001-of-00002.parquet", 20, 3)
     corpora.parquet(tmp_path / "repo" / "data" / "train-00002-of-00003.parquet", 30, 1)
     repo.commit(files_of(tmp_path / "repo"))
     listed(config)
-    after = {p.name: p.read_bytes() for p in manifest.glob("*.json")}
+    after = {p.name: p.read_bytes() for p in manifest.glob("train-*.json")}
     assert len(after) == len(before) + 1
     changed = {name for name in before if before[name] != after[name]}
     assert len(changed) == 1

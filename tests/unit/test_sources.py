@@ -191,7 +191,7 @@ def test_a_new_parquet_file_changes_no_other_batch(tmp_path):
     parquet_file(tmp_path / "corpus" / "b.parquet", [wav(), wav(2)])
     config = make(tmp_path, "parquet")
     _, before, _ = run(config, tmp_path)
-    (old,) = (tmp_path / "manifest").glob("*.json")
+    (old,) = (tmp_path / "manifest").glob("b-*.json")
     content = old.read_bytes(), old.stat().st_mtime_ns
     parquet_file(tmp_path / "corpus" / "a.parquet", [wav(1, 5)])
     _, after, _ = run(config, tmp_path)
