@@ -101,6 +101,9 @@ def _source_problems(source: dict[str, Any]) -> list[str]:
 
 
 def _fill_defaults(value: Any, schema: dict[str, Any]) -> None:
+    if isinstance(value, list):
+        for item in value:
+            _fill_defaults(item, schema.get("items", {}))
     if not isinstance(value, dict):
         return
     for key, child in schema.get("properties", {}).items():

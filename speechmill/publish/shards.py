@@ -249,7 +249,8 @@ def _read(shard: Shard, found: Survey, schema: pa.Schema, profile: str) -> Itera
     columns = [f for f in schema if f.name != "audio"]
     for index, groups in wanted.items():
         batch = found.batches[index]
-        scored = ["closeness", *(name for name in found.metrics if name in pq.read_schema(batch.ranking).names)]
+        there = pq.read_schema(batch.ranking).names
+        scored = [name for name in ("closeness", "near_duplicate_of", *found.metrics) if name in there]
         ranking = pq.read_table(batch.ranking, columns=["id", *scored])
         ranked_ids = ranking["id"].combine_chunks()
         with pq.ParquetFile(batch.enhanced) as file:

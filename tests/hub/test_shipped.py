@@ -1,6 +1,11 @@
 """The corpora that config/datasets/ names, through the real workflow: small ones in the layouts of the real ones."""
 
+import io
+
+import pyarrow as pa
 import pyarrow.parquet as pq
+import soundfile
+import soxr
 
 from speechmill.files import read_json
 
@@ -76,6 +81,39 @@ def test_common_voice_grows_from_release_to_release(hub, tmp_path):
     assert summary(run)["rejected_by"]["held_out"] == 1
     assert {name: row["id"] for name, row in before.items()} == {name: after[name]["id"] for name in before}
     assert scores.items() <= run.hashes("scores").items()
+
+
+def test_what_common_voice_holds_out_stays_out_of_the_other_corpus_and_its_copies_are_marked(hub, tmp_path):
+    """processed-voice-th is mostly Common Voice: the same MP3, and some clips encoded anew."""
+    first = ShippedRun(tmp_path / "cv", "mozilla_cv", source={"path": "cv.tar.gz", "metadata": None})
+    corpora.common_voice(first.directory / "cv.tar.gz")
+    first.start()
+    theirs = published(first)
+    wav = io.BytesIO()
+    samples, rate = soundfile.read(io.BytesIO(corpora.encoded(1, "MP3", 48000)))
+    soundfile.write(wav, soxr.resample(samples, rate, 22050) * 0.5, 22050, format="WAV")
+    audio = [corpora.encoded(5, "MP3", 48000), wav.getvalue(), corpora.encoded(20)]  # its test clip, a copy, a new one
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    column = pa.array([{"bytes": data, "path": f"{n}"} for n, data in enumerate(audio)], kind)
+    pq.write_table(pa.table({"audio": column, "sentence": ["ก", "ข", "ค"]}), tmp_path / "train-00000.parquet")
+    repo = hub.repos["Porameht/processed-voice-th-169k"] = Repo()
+    repo.commit({"data/train-00000.parquet": (tmp_path / "train-00000.parquet").read_bytes()})
+    other = str(first.results)
+    second = ShippedRun(
+        tmp_path / "second",
+        "processed_voice_th",
+        source={"metadata": None},
+        held_out=[{"path": other}],
+        compare_with=[other],
+    )
+    second.start()
+    assert summary(second)["rejected_by"] == {"held_out": 1}
+    assert summary(second)["near_duplicates"] == 1
+    mine = published(second)
+    assert {name: row["near_duplicate_of"] for name, row in mine.items()} == {
+        "1": theirs["common_voice_th_1.mp3"]["id"],
+        "2": None,
+    }
 
 
 def test_webdataset_counts_its_samples_while_it_reads_them(hub, tmp_path):

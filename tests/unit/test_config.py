@@ -24,6 +24,8 @@ def test_defaults_are_filled_in_at_every_depth():
     assert config["enhance"]["enhancer"] == "rnnoise"
     assert config["rank"] == {"profile": "asr", "threshold": 0.6}
     assert config["batch_size"] == 10_000
+    held_out = validate_config({"dataset": "x", "source": SOURCE, "held_out": [{"path": "y"}]}, CONFIG)["held_out"]
+    assert held_out == [{"path": "y", "splits": ["dev", "validation", "test"]}]
 
 
 def test_the_callers_configuration_is_not_changed():
