@@ -8,8 +8,10 @@ where Snakemake runs (login nodes have the network that compute nodes lack) and 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import socket
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -72,6 +74,10 @@ class Room:
     def __init__(self, folder: Path, most: int):
         self.folder, self.most = folder, most
         self.run_dir = folder.parent
+        # On this machine, where all fetches of a run are: not every shared file system has locks.
+        locks = Path(tempfile.gettempdir()) / f"speechmill-fetch-{os.getuid()}"
+        locks.mkdir(mode=0o700, exist_ok=True)
+        self._lock = locks / f"{hashlib.sha256(os.fspath(folder.resolve()).encode()).hexdigest()[:16]}.lock"
         folder.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
@@ -102,7 +108,7 @@ class Room:
             promise.unlink(missing_ok=True)
 
     def _reserve(self, promise: Path, key: str, size: int) -> bool:
-        with open(self.folder / ".lock", "w") as lock:
+        with open(self._lock, "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._clear()
             if self.used(but=key) + size > self.most:

@@ -60,11 +60,20 @@ class GigaSpeech2Source(RepositorySource):
             archives |= dict.fromkeys(found, split)
         files = self.repository.files(archives, self.work / CACHE)
         tables = self.repository.files([self._table(split) for split in splits], self.work / ".tables.parquet")
-        for table in tables if self.hub else ():
-            if not self._fetched_table(table).exists():
-                self.fetch(table, self._fetched_table(table))
+        if self.hub:
+            self._fetch_tables(tables)
         listed = sorted((replace(f, split=archives[f.path]) for f in files), key=lambda file: _natural(file.path))
         return Listing(listed, [], self.repository.commit(), tables)
+
+    def _fetch_tables(self, tables: list[SourceFile]) -> None:
+        """Fetch what is not there yet, and remove what is of an earlier listing."""
+        wanted = {self._fetched_table(table): table for table in tables}
+        for path, table in wanted.items():
+            if not path.exists():
+                self.fetch(table, path)
+        for path in (self.work / "tables").iterdir():
+            if path not in wanted:
+                path.unlink()
 
     def plan(self, listing: Listing, batch_size: int, previous: list[BatchPlan]) -> Iterator[BatchPlan]:
         tables = {table.path: table for table in listing.tables}
