@@ -27,8 +27,6 @@ rule near_duplicates:
         log_file("near_duplicates"),
     conda:
         "../envs/speechmill.yaml"
-    resources:
-        **job(),
     params:
         version=versions.RANK,
         compare_with=config["compare_with"],

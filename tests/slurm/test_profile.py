@@ -16,7 +16,7 @@ def test_the_published_bytes_are_those_of_a_local_run(ended, finished):
 
 def test_small_rules_take_no_place_in_the_queue(ended):
     stages = {row.work.split(" ")[0] for row in ended.accounted()}
-    assert stages == {"source", "manifest", "enhance", "score", "near_duplicates", "report", "publish"}
+    assert stages == {"source", "manifest", "enhance", "score", "report", "publish"}
 
 
 def test_sacct_agrees_with_the_workflows_own_account(ended):
