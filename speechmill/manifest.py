@@ -105,7 +105,8 @@ def build_manifest(source: Source, description: dict[str, Any], config: dict[str
             if plan.clips is not None:
                 table = _complete(plan, source, description["dataset"], known, pool, progress)
             file = files.get(plan.source_file or "")
-            index.append(_write_batch(plan, table, identity, file, source.fetched, directory))
+            read_as = {name: config["source"][name] for name in ("columns", "language", "license")}
+            index.append(_write_batch(plan, table, identity, file, source.fetched, read_as, directory))
     if not index:
         raise SourceError(f"{description['path']}: holds no clip")
     index.sort(key=lambda row: row["batch"])
@@ -211,6 +212,7 @@ def _write_batch(
     identity: dict[str, Any],
     file: SourceFile | None,
     fetched: bool,
+    read_as: dict[str, Any],
     directory: Path,
 ) -> dict[str, Any]:
     table_path, json_path = directory / f"{plan.batch}.parquet", directory / f"{plan.batch}.json"
@@ -225,6 +227,7 @@ def _write_batch(
         "source_revision": file.digest if file else None,  # of the source file; null where each clip is a file
         "fetched_as": file.key if file and fetched else None,
         "first_row": plan.first_row,
+        "read_as": read_as if table is None else None,  # in a table, these have had their effect
         "split": plan.split,
         "clips": plan.rows if table is None else table.num_rows,  # null: known once the file was read
         "seconds": round(math.fsum(known), 3) if known else None,  # as headers claim; null where nobody looked

@@ -200,6 +200,16 @@ def test_a_new_parquet_file_changes_no_other_batch(tmp_path):
     assert (old.read_bytes(), old.stat().st_mtime_ns) == content
 
 
+def test_other_columns_or_another_licence_change_the_batches_of_a_parquet_file(tmp_path):
+    """They are applied when the rows are read: the batch has to say so, or its job would not be repeated."""
+    parquet_file(tmp_path / "corpus" / "b.parquet", [wav()], said=["x"])
+    seen = []
+    for settings in ({}, {"license": "CC0-1.0"}, {"columns": {"text": "said"}}, {"language": "th"}):
+        run(make(tmp_path, "parquet", **settings), tmp_path)
+        seen.append(next((tmp_path / "manifest").glob("b-*.json")).read_bytes())
+    assert len(set(seen)) == 4
+
+
 def test_parquet_glob_single_file_and_plain_bytes(tmp_path):
     path = tmp_path / "corpus" / "x.parquet"
     path.parent.mkdir()
