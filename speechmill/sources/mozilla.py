@@ -73,7 +73,8 @@ def _patiently(dataset: str, minutes: float, call: Callable[[Any], Any]) -> Any:
         from datacollective.errors import DownloadError
     except ImportError as error:
         raise SourceError(
-            "source.datacollective needs the package datacollective: pip install 'speechmill[mozilla]'; or download the "
+            "source.datacollective needs the package datacollective: pip install 'speechmill[mozilla]', with Python 3.11.4 or "
+            "newer; or download the "
             "archive from https://mozilladatacollective.com and name it in source.path"
         ) from error
     import requests

@@ -14,6 +14,8 @@ from speechmill.files import sha256_file
 from speechmill.sources import Source, SourceFile
 from speechmill.sources.checksums import checksum_files
 
+TEXT_BYTES = 1 << 22
+
 
 class Repository(Protocol):
     """Files by paths with forward slashes."""
@@ -124,8 +126,8 @@ class HubRepository:
         return [self._files()[path] for path in sorted(wanted)]
 
     def text(self, path: str) -> str | None:
-        """A small text file such as README.md; None where there is none."""
-        if path not in self._files():
+        """A small text file such as README.md; None where there is none, or it is not small."""
+        if path not in self._files() or self._files()[path].size > TEXT_BYTES:
             return None
 
         def read(api: Any) -> bytes:

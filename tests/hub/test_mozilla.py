@@ -14,7 +14,9 @@ from speechmill.sources import mozilla
 from .. import corpora
 from ..corpora import configured, list_and_read
 
-pytest.importorskip("datacollective", reason="needs datacollective: pip install 'speechmill[mozilla]'")
+pytest.importorskip(
+    "datacollective", reason="needs datacollective: pip install 'speechmill[mozilla]', with Python 3.11.4 or newer"
+)
 NAME = "cv-corpus-25.0-2026-03-09-th.tar.gz"
 
 
