@@ -15,6 +15,7 @@ from speechmill.sources import Source, SourceFile
 from speechmill.sources.checksums import checksum_files
 
 TEXT_BYTES = 1 << 22
+HTTP_BYTES = 50_000_000_000  # huggingface_hub.constants.MAX_HTTP_DOWNLOAD_SIZE
 
 
 class Repository(Protocol):
@@ -156,6 +157,11 @@ class HubRepository:
         """
         from speechmill.hub import patiently
 
+        if file.size > HTTP_BYTES:
+            raise SourceError(
+                f"{self.repo} {file.path} has {file.size / 1e9:.0f} GB; over plain HTTP the Hub serves 50 GB at most. "
+                "Download it with `hf download` and name its folder in source.path"
+            )
         partial = target.with_name(f".{target.name}.part")
         partial.parent.mkdir(parents=True, exist_ok=True)
         what = f"{self.repo} {file.path}"

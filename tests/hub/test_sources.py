@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,13 @@ def test_a_wrong_checksum_is_downloaded_once_more(hub, repo, tmp_path, times):
         with pytest.raises(SourceError, match="downloaded twice, and its checksum is"):
             source.fetch(file, tmp_path / "raw" / "x")
         assert not list((tmp_path / "raw").iterdir())
+
+
+def test_a_file_too_large_for_plain_http_is_said(hub, repo, tmp_path):
+    source = open_source(hub_config(tmp_path))
+    file = replace(source.list_files().files[0], size=60_000_000_000)
+    with pytest.raises(SourceError, match=r"has 60 GB; over plain HTTP the Hub serves 50 GB at most"):
+        source.fetch(file, tmp_path / "raw" / "x")
 
 
 def test_a_refusal_in_the_middle_of_a_run_is_not_repeated(hub, repo, tmp_path):
