@@ -154,6 +154,12 @@ def batch_files(*patterns):
     return files
 
 
+def state_of_others(paths):
+    """Changes when another run that this one is compared with, or a list of clips, does."""
+    marks = [Path(path) / "ledger" / "duplicates.parquet" if Path(path).is_dir() else Path(path) for path in paths]
+    return [mark.stat().st_mtime_ns if mark.exists() else None for mark in marks]
+
+
 def fetched_file(wildcards):
     """The downloaded source file of a batch; none where it is read in place."""
     if config["source"]["repo"] is None:

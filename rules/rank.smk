@@ -14,6 +14,7 @@ rule duplicates:
     params:
         version=versions.RANK,
         held_out=config["held_out"],
+        others=state_of_others(entry["path"] for entry in config["held_out"]),
     script:
         "../scripts/duplicates.py"
 
@@ -30,6 +31,7 @@ rule near_duplicates:
     params:
         version=versions.RANK,
         compare_with=config["compare_with"],
+        others=state_of_others(config["compare_with"]),
     script:
         "../scripts/near_duplicates.py"
 

@@ -1,6 +1,7 @@
 """The corpora that config/datasets/ names, through the real workflow: small ones in the layouts of the real ones."""
 
 import io
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -114,6 +115,11 @@ def test_what_common_voice_holds_out_stays_out_of_the_other_corpus_and_its_copie
         "1": theirs["common_voice_th_1.mp3"]["id"],
         "2": None,
     }
+    assert not second.start("-n").jobs["duplicates"]
+    os.utime(first.results / "ledger" / "duplicates.parquet")  # as when that corpus has grown
+    planned = second.start("-n").jobs
+    assert planned["duplicates"] == planned["near_duplicates"] == 1
+    assert planned["enhance"] == 0
 
 
 def test_webdataset_counts_its_samples_while_it_reads_them(hub, tmp_path):
