@@ -93,6 +93,7 @@ def publish_folder(
             "manifest_sha256": sha256_json(files),
             "failed_batches": sorted(summary["failed_batches"]),
             "profile_sha256": summary["profile_sha256"],
+            "source_revision": source.get("revision"),
             "version": __version__,
         }
         write_json(sentinel, content)

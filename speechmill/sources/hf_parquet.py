@@ -94,7 +94,8 @@ def _declared(readme: str) -> dict[str, list[tuple[str, list[str]]]]:
     except yaml.YAMLError:
         return {}
     declared: dict[str, list[tuple[str, list[str]]]] = {}
-    for config in (block or {}).get("configs") or [] if isinstance(block, dict) else []:
+    configs = block.get("configs") if isinstance(block, dict) else None
+    for config in configs if isinstance(configs, list) else []:
         if not isinstance(config, dict) or "data_files" not in config:
             continue
         files = config["data_files"]

@@ -51,8 +51,8 @@ def _is_complete(config: dict[str, Any], run_dir: Path) -> bool:
     """Whether the last listing was worked on to the end."""
     last = "report/summary.json" if config["publish"]["kind"] == "none" else "published/UPLOADED.json"
     try:
-        return (run_dir / last).stat().st_mtime > (run_dir / "source.json").stat().st_mtime
-    except FileNotFoundError:
+        return read_json(run_dir / last)["source_revision"] == read_json(run_dir / "source.json")["revision"]
+    except (OSError, ValueError, KeyError):
         return False
 
 

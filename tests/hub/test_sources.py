@@ -272,14 +272,15 @@ def test_a_run_keeps_its_commit_until_it_is_complete(hub, repo, tmp_path):
     said = []
     first = current_revision(config, run_dir, said.append)
     assert first == repo.main
-    described = {"state": first, "asked_for": asked_for(config["source"])}
+    described = {"state": first, "revision": first, "asked_for": asked_for(config["source"])}
     write_json(run_dir / "source.json", described)
     second = repo.commit({"README.md": b""})
     hub.log.clear()
     assert current_revision(config, run_dir, said.append) == first
     assert not hub.log
-    time.sleep(0.01)
-    write_json(run_dir / "published" / "UPLOADED.json", {})
+    write_json(run_dir / "published" / "UPLOADED.json", {"source_revision": "of an earlier commit"})
+    assert current_revision(config, run_dir, said.append) == first
+    write_json(run_dir / "published" / "UPLOADED.json", {"source_revision": first})
     assert current_revision(config, run_dir, said.append) == second
     other = hub_config(tmp_path, revision=first[:10])
     assert current_revision(other, run_dir, said.append) == first
