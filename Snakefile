@@ -58,6 +58,15 @@ if is_fetched():
         source,
 
 
+# So is the Hub.
+if on_hub():
+
+    localrules:
+        send,
+        audio_again,
+        publish,
+
+
 # Every file that is kept is named here. What stands between others alone, Snakemake takes for done while those are
 # there: a job that fails when it is repeated (its old output is removed first) would never be tried again.
 rule all:

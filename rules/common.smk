@@ -10,7 +10,7 @@ sys.path.insert(0, workflow.basedir)
 
 from speechmill import owner, slurm, versions
 from speechmill.attempts import AttemptLog
-from speechmill.config import dataset_file, missing_paths, profile_path, validate_config
+from speechmill.config import dataset_file, missing_paths, profile_path, shuffled_by, validate_config
 from speechmill.devices import announce_gpus, announced_gpus, visible_gpus
 from speechmill.errors import SpeechmillError
 
@@ -98,8 +98,9 @@ def log_file(stage):
 
 
 def audio_shard(path):
-    """An enhanced shard: kept for looser thresholds, or gone once nothing needs it."""
-    return run_file(path) if config["keep_enhanced"] else temp(run_file(path))
+    """An enhanced shard: kept for looser thresholds, or gone once nothing needs it; on the Hub, that is when it is
+    published, and the last job deletes it."""
+    return run_file(path) if config["keep_enhanced"] or on_hub() else temp(run_file(path))
 
 
 @functools.cache
@@ -125,13 +126,51 @@ def is_fetched():
     return config["source"]["repo"] is not None or config["source"]["datacollective"] is not None
 
 
+def removal_list():
+    """The clips that somebody asked to have removed, once there are any."""
+    path = run_file("removed.json")
+    return [path] if Path(path).exists() else []
+
+
+def on_hub():
+    """Whether the run is published to a repository of the Hub."""
+    return config["publish"]["kind"] == "hub"
+
+
+def sends_ahead():
+    """Whether a batch's shards are sent as soon as it is scored."""
+    return on_hub() and shuffled_by(config["publish"]) == "batch"
+
+
+def shards_to_read():
+    """Of report and publication: the enhanced shards. Where publishing deletes them, it looks for what is there: they
+    must not be asked for again by whatever comes later."""
+    return batch_files("enhanced/{batch}.parquet") if config["keep_enhanced"] or not on_hub() else []
+
+
+@plain_errors
+def shards_again(wildcards):
+    """The batches that have to be enhanced again to be published, once it is known which."""
+    if config["keep_enhanced"] or not on_hub():
+        return []
+    cost, *batches = Path(checkpoints.audio_again.get().output.batches).read_text().splitlines()
+    if batches and cost not in announced:
+        announced.add(cost)
+        logger.warning(cost)
+    return [run_file(f"restored/{batch}.parquet") for batch in batches]
+
+
+announced = set()
+
+
 def source_state(wildcards):
     return source_fingerprint()
 
 
 def kept_files():
     """Patterns of the files of a batch that stay."""
-    return (*FILES_OF_BATCHES, "enhanced/{batch}.parquet") if config["keep_enhanced"] else FILES_OF_BATCHES
+    enhanced = ("enhanced/{batch}.parquet",) if config["keep_enhanced"] else ()
+    return FILES_OF_BATCHES + enhanced + (("published/sent/{batch}.json",) if sends_ahead() else ())
 
 
 @plain_errors

@@ -63,6 +63,7 @@ rule rank:
         held_out=run_file("ledger/held_out.parquet"),
         near_duplicates=run_file("ledger/near_duplicates.parquet"),
         profile=run_file("ranking/profile.json"),
+        removed=removal_list(),
     output:
         ranking=run_file("ranking/{batch}.parquet"),
     log:

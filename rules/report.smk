@@ -5,7 +5,7 @@ rule report:
     input:
         batches=run_file("manifest/batches.tsv"),
         rankings=batch_files("ranking/{batch}.parquet"),
-        enhanced=batch_files("enhanced/{batch}.parquet"),
+        enhanced=shards_to_read(),
         profile=run_file("ranking/profile.json"),
         advice=run_file("ranking/advice.json"),
         source=run_file("source.json"),

@@ -8,6 +8,9 @@ with logged(snakemake):
     from speechmill.preflight import read_preflight
     from speechmill.sources import open_source
 
+    enhanced = Path(snakemake.output.enhanced)
+    again = "ledger" not in snakemake.output.keys()  # noqa: SIM118 (its audio alone)
+    ledger = enhanced.with_suffix(".ledger") if again else Path(snakemake.output.ledger)
     counts = enhance_batch(
         Path(snakemake.input.batch),
         open_source(snakemake.config),
@@ -17,7 +20,9 @@ with logged(snakemake):
         device_of(snakemake.resources.gpu, snakemake.config["device"]),
         snakemake.threads,
         snakemake.resources.batch_seconds,
-        Path(snakemake.output.enhanced),
-        Path(snakemake.output.ledger),
+        enhanced,
+        ledger,
     )
+    if again:
+        ledger.unlink()
     print(counts)

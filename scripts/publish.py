@@ -6,19 +6,21 @@ from speechmill.job import logged
 with logged(snakemake):
     from speechmill.policy import check_policy
     from speechmill.publish.folder import publish_folder
+    from speechmill.publish.hub import batches_of, publish_hub
+    from speechmill.removal import read_removals
 
-    check_policy(snakemake.config)
+    config = snakemake.config
+    check_policy(config)
 
     sentinel = Path(snakemake.output.sentinel)
-    enhanced = {Path(path).stem: Path(path) for path in snakemake.input.enhanced}
-    rankings = {Path(path).stem: Path(path) for path in snakemake.input.rankings}
-    configured = snakemake.config["publish"]["path"]
-    publish_folder(
-        [(batch, enhanced[batch], rankings[batch]) for batch in sorted(rankings)],
-        read_json(snakemake.input.profile),
-        read_json(snakemake.input.summary),
-        read_json(snakemake.input.source),
-        snakemake.config,
-        Path(configured) if configured else sentinel.with_name("dataset"),
-        sentinel,
-    )
+    run_dir = sentinel.parents[1]
+    batches = batches_of([Path(path) for path in snakemake.input.rankings], run_dir)
+    tables = [read_json(snakemake.input[name]) for name in ("profile", "summary", "source")]
+    if config["publish"]["kind"] == "hub":
+        publish_hub(batches, *tables, config, sentinel.parent, sentinel, read_removals(run_dir))
+        if not config["keep_enhanced"]:  # committed and verified: the only copy on this side is not needed any more
+            for batch in batches:
+                batch.audio[0].unlink(missing_ok=True)
+    else:
+        target = Path(config["publish"]["path"] or sentinel.with_name("dataset"))
+        publish_folder(batches, *tables, config, target, sentinel)

@@ -11,6 +11,7 @@ with logged(snakemake):
     from speechmill.manifest import read_batch
     from speechmill.ranking.decide import rank_batch
     from speechmill.ranking.profile import FrozenProfile
+    from speechmill.removal import read_removals
     from speechmill.shards import write_table
 
     batch = snakemake.wildcards.batch
@@ -26,6 +27,7 @@ with logged(snakemake):
         batch,
         rows_among(ids, snakemake.input.held_out),
         rows_among(ids, snakemake.input.near_duplicates),
+        read_removals(Path(snakemake.input.profile).parents[1]),
     )
     check_count(description["clips"], ids, batch)
     check_batch(ids if clips is None else clips["id"], ledger, ranking, batch)

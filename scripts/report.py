@@ -23,7 +23,7 @@ with logged(snakemake):
     }
     summary = make_report(
         list(rankings.values()),
-        [Path(path) for path in snakemake.input.enhanced],
+        [shard for batch in rankings if (shard := run / "enhanced" / f"{batch}.parquet").exists()],
         FrozenProfile.from_json(read_json(snakemake.input.profile)),
         read_json(snakemake.input.advice),
         with_notes(read_json(snakemake.input.source), batches.parent),

@@ -17,8 +17,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = given.index("--") if "--" in given else len(given)
     options = _parser().parse_args(given[:end])
-    if end < len(given) and options.command != "run":
-        _parser().error("-- and arguments of snakemake go with run alone")
+    if end < len(given) and options.command not in ("run", "remove"):
+        _parser().error("-- and arguments of snakemake go with run and remove alone")
+    if options.command == "remove" and not options.clip and not options.speaker:
+        _parser().error("remove needs --clip or --speaker")
     try:
         status = _call(options, given[end + 1 :])
         sys.stdout.flush()
@@ -38,19 +40,26 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     started = argparse.ArgumentParser(add_help=False)
     started.add_argument("--background", action="store_true", help="go on without this terminal")
-
-    run = commands.add_parser(
-        "run",
-        parents=[started],
-        help="run the workflow on a data set and look after it",
-        epilog="Arguments after -- go to snakemake.",
+    begun = argparse.ArgumentParser(add_help=False)
+    begun.add_argument("dataset", help="a file of config/datasets/ without .yaml")
+    begun.add_argument("--profile", default="slurm", help="slurm (default), local, or the path of a profile")
+    begun.add_argument("--directory", type=Path, default=Path(), help="working directory (default: this one)")
+    begun.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="settings, as for snakemake")
+    begun.add_argument("--poll-seconds", type=float, default=15, help="between two looks at Slurm (default: 15)")
+    begun.add_argument(
+        "--stall-seconds", type=float, default=600, help="without any work until a restart (default: 600)"
     )
-    run.add_argument("dataset", help="a file of config/datasets/ without .yaml")
-    run.add_argument("--profile", default="slurm", help="slurm (default), local, or the path of a profile")
-    run.add_argument("--directory", type=Path, default=Path(), help="working directory (default: this one)")
-    run.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="settings, as for snakemake")
-    run.add_argument("--poll-seconds", type=float, default=15, help="between two looks at Slurm (default: 15)")
-    run.add_argument("--stall-seconds", type=float, default=600, help="without any work until a restart (default: 600)")
+    after = "Arguments after -- go to snakemake."
+
+    commands.add_parser(
+        "run", parents=[begun, started], help="run the workflow on a data set and look after it", epilog=after
+    )
+    remove = commands.add_parser(
+        "remove", parents=[begun, started], help="publish a version without certain clips or speakers", epilog=after
+    )
+    remove.add_argument("--clip", nargs="+", default=[], metavar="ID", help="id or source_id of a clip")
+    remove.add_argument("--speaker", nargs="+", default=[], metavar="ID", help="speaker_id: all clips of a speaker")
+    remove.add_argument("--later", action="store_true", help="note it, and leave the publishing to the next run")
 
     resume = commands.add_parser(
         "resume", parents=[started], help="go on with a run whose Snakemake died or was stopped"
@@ -73,9 +82,11 @@ def _call(options: argparse.Namespace, extra: list[str]) -> int:
     from speechmill import runs
     from speechmill.supervise import Supervisor
 
-    if options.command == "run":
+    if options.command in ("run", "remove"):
         times = {"poll_seconds": options.poll_seconds, "stall_seconds": options.stall_seconds}
         plan = runs.make_plan(options.dataset, options.profile, options.directory, options.config, extra, **times)
+        if options.command == "remove" and not _remove(Path(plan.run_dir), options):
+            return 0
         return runs.start(plan, options.background)
     if options.command == "resume":
         return runs.resume(options.run, options.cancel, options.background)
@@ -90,6 +101,16 @@ def _call(options: argparse.Namespace, extra: list[str]) -> int:
     else:
         print(summary_text(options.run))
     return 0
+
+
+def _remove(run_dir: Path, options: argparse.Namespace) -> bool:
+    """Put clips and speakers on the list; whether a version without them is to be published now."""
+    from speechmill.removal import add_removals, find_clips
+
+    removals, count = find_clips(run_dir, options.clip, options.speaker)
+    changed = add_removals(run_dir, removals)
+    print(f"{run_dir}: {count} clips {'are' if changed else 'were already'} on the list of what is removed")
+    return not options.later
 
 
 def summary_text(run: Path) -> str:
@@ -117,5 +138,8 @@ def summary_text(run: Path) -> str:
     lines.append(f"report:    {(run / 'report' / 'report.html').resolve()}")
     sentinel = run / "published" / "UPLOADED.json"
     if sentinel.is_file():
-        lines.append(f"published: {Path(read_json(sentinel)['target']).resolve()}")
+        target = read_json(sentinel)
+        on_hub = target["kind"] == "hub"
+        where = f"{target['target']}, tag {target['tag']}" if on_hub else Path(target["target"]).resolve()
+        lines.append(f"published: {where}")
     return "\n".join(lines)

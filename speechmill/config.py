@@ -65,7 +65,7 @@ def validate_config(config: dict[str, Any], config_dir: Path) -> dict[str, Any]:
     for error in sorted(Draft202012Validator(schema).iter_errors(config), key=lambda e: [str(p) for p in e.path]):
         problems.extend(_explain(error))
     if not problems:
-        problems += _source_problems(config["source"])
+        problems += _source_problems(config["source"]) + _publish_problems(config)
     enhance = config.get("enhance", {})
     if not problems and enhance["min_seconds"] >= enhance["max_seconds"]:
         problems.append(
@@ -97,6 +97,21 @@ def _source_problems(source: dict[str, Any]) -> list[str]:
         problems.append(f"source.kind {kind} needs {' or '.join(f'source.{place}' for place in places)}{there}")
     if kind == "gigaspeech2" and source["language"] is None:
         problems.append("source.kind gigaspeech2 needs source.language: th, id or vi")
+    return problems
+
+
+def shuffled_by(publish: dict[str, Any]) -> str:
+    """`publish.shuffle`: unless set, by corpus in a folder, and by batch on the Hub, where shards are sent early."""
+    return publish["shuffle"] or ("batch" if publish["kind"] == "hub" else "corpus")
+
+
+def _publish_problems(config: dict[str, Any]) -> list[str]:
+    publish = config["publish"]
+    problems = []
+    if publish["kind"] == "hub" and publish["repo"] is None:
+        problems.append("publish.kind hub needs publish.repo: owner/name of a data set on the Hugging Face Hub")
+    if publish["kind"] == "hub" and publish["shuffle"] == "corpus" and not config["keep_enhanced"]:
+        problems.append("publish.shuffle corpus draws every shard from all batches: it needs keep_enhanced true")
     return problems
 
 

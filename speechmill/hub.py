@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import re
+import stat
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from speechmill.errors import SourceError
@@ -14,11 +16,12 @@ from speechmill.errors import SourceError
 TIMEOUT = 60.0  # seconds of silence after which a call counts as failed: the client itself would wait for ever
 PAUSES = (2, 5, 10, 30, 60)  # seconds between attempts; the last one is repeated
 WAITED_OUT = frozenset({408, 425, 429, 500, 502, 503, 504})
+OF_OTHERS = frozenset({409, 412})  # a commit was made, or is being made, by somebody else
 Result = TypeVar("Result")
 
 
 class HubRefusedError(SourceError):
-    """The Hub says no, and will say so again: missing, gated, or without the right to read."""
+    """The Hub says no, and will say so again: missing, gated, full, or without the right to read or write."""
 
 
 def endpoint() -> str:
@@ -45,13 +48,38 @@ def _api(address: str) -> Any:
     return huggingface_hub.HfApi(endpoint=address)
 
 
-def patiently(call: Callable[[], Result], what: str, minutes: float, progress: Callable[[], int] = lambda: 0) -> Result:
+def token_problem() -> str | None:
+    """What is wrong with the token, as far as it can be seen here: there is none, or others can read its file."""
+    api()
+    from huggingface_hub import constants, get_token
+
+    if not get_token():
+        return (
+            "there is no token for the Hub: make one that may write on https://huggingface.co/settings/tokens, put it "
+            "into a file that only you can read (chmod 600) and name that in HF_TOKEN_PATH, or set HF_TOKEN"
+        )
+    file = Path(constants.HF_TOKEN_PATH)
+    named = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
+    if not named and file.is_file() and file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        return f"others on this machine can read the token in {file}: chmod 600 {file}"
+    return None
+
+
+def patiently(
+    call: Callable[[], Result],
+    what: str,
+    minutes: float,
+    progress: Callable[[], int] = lambda: 0,
+    *,
+    writes: bool = False,
+) -> Result:
     """The answer of a call to the Hub. Rate limits, failures of the server and of the network are waited out.
 
     Args:
         what: what is asked for, for messages, such as "owner/name data/x.parquet".
         minutes: how long nothing may go forward before it is given up.
         progress: a number that grows while attempts get somewhere: then the time begins anew.
+        writes: the call sends something; a conflict with another writer is waited out, too.
 
     Raises:
         HubRefusedError: at once, where asking again would change nothing; says what to do.
@@ -67,7 +95,8 @@ def patiently(call: Callable[[], Result], what: str, minutes: float, progress: C
         except (HTTPError, OSError) as error:
             if _is_ours(error):
                 raise
-            refused = _refusal(error, what)
+            waited_out = writes and _status(error) in OF_OTHERS
+            refused = None if waited_out else _write_refusal(error, what) if writes else _refusal(error, what)
             if refused:
                 raise HubRefusedError(refused) from error
             if progress() > reached:
@@ -123,6 +152,31 @@ def _refusal(error: BaseException, what: str) -> str | None:
     if status is not None and status not in WAITED_OUT and 400 <= status < 500:
         return f"{what}: the Hub refuses: {_short(error)}"
     return None
+
+
+def _write_refusal(error: BaseException, what: str) -> str | None:
+    """Why sending again would change nothing, and what to do; None where it might."""
+    from huggingface_hub import errors
+
+    status, said = _status(error), _short(error)
+    if status in WAITED_OUT or status is None:
+        return None
+    repo = what.split()[0]
+    if status in (402, 413, 507) or re.search("quota|storage limit|storage space", said, re.IGNORECASE):
+        return (
+            f"{what}: the Hub has no room: {said}. Free space, take a larger plan or ask for a grant "
+            "(https://huggingface.co/docs/hub/storage-limits), then run again: what was sent is kept"
+        )
+    if status == 401:
+        return f"{what}: the Hub does not know this token; make a new one that may write, set HF_TOKEN and run again"
+    if status == 403 or isinstance(error, errors.GatedRepoError):
+        return (
+            f"{what}: this token may not write there ({said}). Take a token with the permission to write to {repo} "
+            "(https://huggingface.co/settings/tokens), or another publish.repo, and run again"
+        )
+    if status == 404 or isinstance(error, errors.RepositoryNotFoundError):
+        return f"{what}: there is no such data set on the Hub, or the token may not see it; see publish.repo"
+    return f"{what}: the Hub refuses: {said}"
 
 
 def _asked_to_wait(error: BaseException) -> float:

@@ -37,10 +37,13 @@ def preflight(config: dict[str, Any], config_dir: Path, run_dir: Path) -> dict[s
     if not problems:
         problems += _check_disk(config, run_dir)
         problems += _check_access(config)
-    problems += _check_policy(config)
+    refused = _check_policy(config)
+    problems += refused
+    if config["publish"]["kind"] == "hub" and not refused:
+        problems += _check_target(config)
     problems += _check_models(config, report)
     problems += _check_profile(config, config_dir)
-    if config["publish"]["kind"] == "folder" and config["source"]["license"] is None:
+    if config["publish"]["kind"] != "none" and config["source"]["license"] is None:
         report["warnings"].append(
             "source.license is not set: rows without a licence of their own are published without"
         )
@@ -101,6 +104,16 @@ def check_models(here: Mapping[str, str], found: Mapping[str, Any]) -> None:
         there = found["models"].get(name, "not there")
         if "/" in name and version != there:
             raise SpeechmillError(f"the weights {name} have the sha256 {version} here, preflight's are {there}")
+
+
+def _check_target(config: dict[str, Any]) -> list[str]:
+    from speechmill.publish.hub import check_target
+
+    try:
+        check_target(config)
+    except SpeechmillError as error:
+        return [str(error)]
+    return []
 
 
 def _check_access(config: dict[str, Any]) -> list[str]:

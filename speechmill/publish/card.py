@@ -108,9 +108,15 @@ def _languages(found: Survey) -> list[str]:
 
 def _data_files(paths: Iterable[str], folder: str) -> list[dict[str, str]]:
     # The count of shards is part of the pattern, so that shards of another version never mix in.
-    patterns = sorted({re.sub(r"-\d+-of-", "-*-of-", path) for path in paths if path.startswith(f"{folder}/")})
+    patterns = sorted({_pattern(path) for path in paths if path.startswith(f"{folder}/")})
     found = [(split, p) for split in SPLITS for p in patterns if p.startswith(f"{folder}/{split}-")]
     return [{"split": split, "path": pattern} for split, pattern in found]
+
+
+def _pattern(path: str) -> str:
+    if "-of-" in path:
+        return re.sub(r"-\d+-of-", "-*-of-", path)
+    return re.sub(r"/([a-z]+)-.*-\d{5}\.parquet$", r"/\1-*-?????.parquet", path)  # a shard of one batch
 
 
 def table_of(value: Any) -> tuple[list[str], list[list[Any]]]:
@@ -159,6 +165,8 @@ def render_card(
     source: dict[str, Any],
     config: dict[str, Any],
     paths: Sequence[str],
+    repository: str | None = None,
+    tag: str | None = None,
 ) -> str:
     """The whole README.md; `paths` are the shards below the data set. Nothing in it depends on time."""
     environment = jinja2.Environment(
@@ -176,7 +184,9 @@ def render_card(
         name=_name(config),
         accepted=found.clips["accepted"],
         hours=found.accepted_seconds / 3600,
-        states=[(s, found.clips[s], found.seconds[s] / 3600) for s in ("accepted", "rejected", "errored", "duplicate")],
+        states=[
+            (s, found.clips[s], found.input_seconds[s] / 3600) for s in ("accepted", "rejected", "errored", "duplicate")
+        ],
         languages=", ".join(_languages(found)[:MAX_LANGUAGES]),
         summary=summary,
         metrics=metric_rows(summary["metrics"], declared_metrics()),

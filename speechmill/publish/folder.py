@@ -12,7 +12,6 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,30 +22,20 @@ from speechmill import __version__
 from speechmill.errors import LedgerError, SpeechmillError
 from speechmill.files import atomic_path, sha256_file, sha256_json, write_json, write_text
 from speechmill.publish.card import render_card
-from speechmill.publish.shards import (
-    Batch,
-    Survey,
-    data_schema,
-    plan_data,
-    plan_scores,
-    survey,
-    write_data,
-    write_scores,
-)
-from speechmill.shards import ranking_schema
+from speechmill.publish.shards import Batch, Survey, plan_files, survey
 
 CARD = "README.md"
 MARK = ".speechmill"
 MARK_TEXT = (
     "speechmill writes README.md, data/ and scores/ of this folder, and replaces and removes its shards there.\n"
 )
-_SHARD = r"(train|validation|test)-\d{5,}-of-\d{5,}\.parquet"
-_OURS = re.compile(_SHARD)
-_LEFTOVER = re.compile(rf"\.({_SHARD}|README\.md|\.speechmill)\.\d+\.tmp")
+SHARD = r"(train|validation|test)-([A-Za-z0-9_-]+-)?\d{5,}(-of-\d{5,})?\.parquet"
+_OURS = re.compile(SHARD)
+_LEFTOVER = re.compile(rf"\.({SHARD}|README\.md|\.speechmill)\.\d+\.tmp")
 
 
 def publish_folder(
-    batches: Iterable[tuple[str, str | Path, str | Path]],
+    batches: Iterable[Batch],
     profile: dict[str, Any],
     summary: dict[str, Any],
     source: dict[str, Any],
@@ -56,8 +45,7 @@ def publish_folder(
 ) -> dict[str, Any]:
     """Write the data set to `target`, read it back, and only then write `sentinel` and return its content.
 
-    `batches` are (batch id, enhanced file, ranking file) in any order; `profile`, `summary` and `source` are the
-    contents of ranking/profile.json, report/summary.json and source.json; `config` is the validated configuration.
+    `batches` come in any order; `profile`, `summary` and `source` are the contents of ranking/profile.json, report/summary.json and source.json; `config` is the validated configuration.
     The same input gives the same bytes, and the sentinel holds no time. One process at a time may publish to a folder.
 
     Raises:
@@ -68,11 +56,11 @@ def publish_folder(
     target, sentinel = Path(target), Path(sentinel)
     try:
         sentinel.unlink(missing_ok=True)
-        found = survey(Batch(name, Path(enhanced), Path(ranking)) for name, enhanced, ranking in batches)
+        found = survey(batches)
         found.clips["errored"] += sum(summary["failed_batches"].values())
-        _check_balance(found, summary)
+        check_balance(found, summary)
         _claim(target)
-        files = _write_shards(found, summary, config, target)
+        files = [_place(target, planned.path, planned.build) for planned in plan_files(found, profile, config)]
         rows = sum(f["rows"] for f in files if f["path"].startswith("data/"))
         _remove_stale(target, {f["path"] for f in files})
         card = render_card(found, profile, summary, source, config, [f["path"] for f in files])
@@ -105,7 +93,8 @@ def publish_folder(
         ) from error
 
 
-def _check_balance(found: Survey, summary: dict[str, Any]) -> None:
+def check_balance(found: Survey, summary: dict[str, Any]) -> None:
+    """Raise LedgerError unless the ranking tables and the summary are of one run."""
     expected = {state: n for state, n in summary["clips"].items() if state != "input"}
     counted = {state: found.clips[state] for state in {*expected, *found.clips}}
     if counted != expected or sum(counted.values()) != summary["clips"]["input"]:
@@ -136,25 +125,11 @@ def _shards(target: Path) -> list[Path]:
     return [p for f in ("data", "scores") for p in sorted((target / f).glob("*.parquet")) if _OURS.fullmatch(p.name)]
 
 
-def _write_shards(found: Survey, summary: dict[str, Any], config: dict[str, Any], target: Path) -> list[dict[str, Any]]:
-    """All shards in place; their entries of the sentinel."""
-    seed = config["publish"]["seed"]
-    profile = summary["profile_sha256"]
-    data = data_schema(found.metrics, config["enhance"]["sampling_rate"])
-    scores = ranking_schema(found.metrics)
-    builds: list[tuple[str, Callable[[Any], int]]] = [
-        (shard.path, partial(write_data, shard=shard, found=found, schema=data, seed=seed, profile_sha256=profile))
-        for shard in plan_data(found, seed, config["publish"]["shard_bytes"])
-    ]
-    builds += [(path, partial(write_scores, batches=of, schema=scores)) for path, of in plan_scores(found)]
-    return [_place(target, path, build) for path, build in builds]
-
-
 class _UnchangedError(Exception):
     """Leaves `atomic_path` without a rename: the file that is there has the same bytes."""
 
 
-class _HashingSink:
+class HashingSink:
     """A binary file that hashes what is written, so that the later read-back is compared with what was meant."""
 
     closed = False
@@ -184,7 +159,7 @@ def _place(target: Path, path: str, build: Callable[[Any], int]) -> dict[str, An
     final = target / path
     with suppress(_UnchangedError), atomic_path(final) as temporary:
         with open(temporary, "wb") as handle:
-            sink = _HashingSink(handle)
+            sink = HashingSink(handle)
             rows = build(sink)
         entry = {"path": path, "sha256": sink.hexdigest(), "size": sink.size, "rows": rows}
         if final.is_file() and final.stat().st_size == sink.size and sha256_file(final) == entry["sha256"]:

@@ -1,15 +1,20 @@
 """The Parquet files of a published data set: which clip goes where, and how it is written.
 
-Order. Readers shuffle only a buffer of a few thousand rows, so a shard must mix the whole corpus; and a corpus of
-terabytes can be read about once. Therefore the shuffle has two levels, both decided by a seeded hash: the row
-groups of the enhanced files are drawn in the order of sha256(seed:batch:row group) and cut into shards; inside a
-shard the rows lie in the order of sha256(seed:id). With row groups of 100 clips of 250 kB, a shard of 1 GB holds
-clips from 40 places of the corpus, and a corpus of one shard lies in the order of sha256(seed:id) altogether.
+Order. Two ways (`publish.shuffle`), and inside a shard the rows always lie in the order of sha256(seed:id):
 
-Cost. Planning reads a few small columns of every batch and keeps 33 bytes for each accepted clip (330 MB for ten
-million). Writing reads every row group of the enhanced files once, and once more where a cut falls into it, and
-opens at most as many files for a shard as it has row groups. Memory is about twice the audio of one shard plus one
-row group of an enhanced file. Nothing is quadratic in clips or batches, and nothing is spilled to disk.
+- `batch`: a shard holds clips of one batch alone. It can be sent while other batches are being enhanced, and stays as
+  it is when the corpus grows. Readers shuffle shards and a buffer.
+- `corpus`: a shard mixes the whole corpus, which can be read about once only. Therefore runs of 100 rows are drawn in
+  the order of sha256(seed:batch:run) and cut into shards. With clips of 250 kB, a shard of 1 GB holds clips from 40
+  places of the corpus, and a corpus of one shard lies in the order of sha256(seed:id) altogether.
+
+What a shard is made of is decided by the small tables alone (`survey`), and has a name of its own (`Planned.made_from`):
+where that is known, what it would be need not be built to be known.
+
+Cost. Planning reads a few small columns of every batch and keeps 21 bytes for each accepted clip (210 MB for ten
+million). Writing reads every row group of the enhanced files once, and once more where a cut falls into it. Memory is
+about twice the audio of one shard plus one row group of an enhanced file. Nothing is quadratic in clips or batches, and
+nothing is spilled to disk.
 """
 
 from __future__ import annotations
@@ -17,8 +22,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,50 +33,81 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from speechmill.errors import LedgerError
-from speechmill.shards import AUDIO, ENHANCED, RANKING, ROW_GROUP_BYTES, conform, leaf_paths, models_of, reading_shard
+from speechmill import versions
+from speechmill.config import shuffled_by
+from speechmill.errors import LedgerError, SpeechmillError
+from speechmill.files import sha256_bytes, sha256_json
+from speechmill.removal import REMOVED
+from speechmill.shards import (
+    AUDIO,
+    ENHANCED,
+    RANKING,
+    ROW_GROUP_BYTES,
+    conform,
+    leaf_paths,
+    models_of,
+    ranking_schema,
+    reading_shard,
+)
 from speechmill.splits import SPLITS, split_index
 
 ROW_GROUP_ROWS = 100
+RUN_ROWS = 100  # of a ranking table, that stay together when a corpus is shuffled
 SCORES_ROWS = 1_000_000  # of one shard of scores, about
 KINDS_COUNTED = 1000  # distinct (source, licence) pairs and languages kept apart; a hostile corpus may bring millions
 OTHERS = "(others)"
 
+MAX_FILES = 10_000  # of a folder on the Hub
+FLAC_BYTES = 1.2  # per sample of 16 bit mono speech, about
+
 _HEAD = "id audio text text_norm language duration sampling_rate speaker_id source source_id source_split license"
+# Only what does not change when other clips come in, or the threshold moves: a shard that stays need not be sent again.
 _TAIL = (
-    "closeness variant variant_reason source_revision source_file source_row source_member near_duplicate_of input_sha256 trim_start_s trim_end_s gain_db "
-    "enhancer enhancer_sha256 models profile_sha256 config_sha256 code_version extra"
+    "closeness variant variant_reason source_revision source_file source_row source_member input_sha256 trim_start_s "
+    "trim_end_s gain_db enhancer enhancer_sha256 models criteria_sha256 config_sha256 code_version extra"
 )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The tables of one batch."""
+    """The tables of one batch.
+
+    `audio` are the files that hold its accepted clips: the enhanced shard, or shards as they were published. As long as
+    `audio_origin` is the same, so is its audio; its metrics, as long as `metrics_origin` is (`origin_of`).
+    """
 
     id: str
-    enhanced: Path
     ranking: Path
+    audio: tuple[Path, ...]
+    audio_origin: str = ""
+    metrics_origin: str = ""
+
+
+def origin_of(path: Path) -> str:
+    """Size and time of a file that is written anew whenever a batch is enhanced, scored or ranked."""
+    state = path.stat()
+    return f"{state.st_size}:{state.st_mtime_ns}"
 
 
 @dataclass
 class Survey:
     """What the small columns of all batches say.
 
-    The arrays have one value per accepted clip: `cell` (index into `cells`), `row` (in its row group), `size`
-    (estimated bytes of its audio) and `split` (index into SPLITS). `cells` are (batch index, row group).
-    `clips` and `seconds` (of input) are by state, `sources` maps (source, licence) to accepted (clips, seconds).
+    The arrays have one value per accepted clip: `cell` (index into `cells`), `row` (of the ranking table), `seconds`
+    (of its audio) and `split` (index into SPLITS). `cells` (C, 2) are batch index and number of the run of rows.
+    `clips` and `input_seconds` are by state, `sources` maps (source, licence) to accepted (clips, seconds).
     """
 
     batches: list[Batch]
     metrics: list[str] = field(default_factory=list)
-    cells: list[tuple[int, int]] = field(default_factory=list)
+    cells: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int32))
     cell: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     row: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
-    size: np.ndarray = field(default_factory=lambda: np.empty(0, np.float64))
+    seconds: np.ndarray = field(default_factory=lambda: np.empty(0, np.float64))
     split: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
     rows: list[int] = field(default_factory=list)  # of each batch's ranking table
     clips: Counter[str] = field(default_factory=Counter)
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    input_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     sources: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
     languages: Counter[str] = field(default_factory=Counter)
 
@@ -83,13 +120,11 @@ class Survey:
 def survey(batches: Iterable[Batch]) -> Survey:
     """Read what the plan and the card need; no audio is read.
 
-    The size of a clip is its share, by duration, of its row group's audio: the exact one is known only to who reads it.
-
     Raises:
-        LedgerError: an accepted clip is not, or more than once, in its enhanced file.
+        LedgerError: an accepted clip is in a ranking table twice.
     """
     found = Survey(sorted(batches, key=lambda batch: batch.id))
-    parts = []
+    parts, cells = [], 0
     for index, batch in enumerate(found.batches):
         found.metrics.extend(
             column.name
@@ -99,11 +134,22 @@ def survey(batches: Iterable[Batch]) -> Survey:
         columns = ["id", "source", "license", "language", "source_split", "state", "input_duration", "duration"]
         ranking = pq.read_table(batch.ranking, columns=columns)
         accepted = ranking.filter(pc.equal(ranking["state"], "accepted"))
+        if pc.count_distinct(accepted["id"]).as_py() < len(accepted):
+            raise LedgerError(
+                f"batch {batch.id}: an accepted clip is listed twice in {batch.ranking}; delete it and run again"
+            )
         found.rows.append(ranking.num_rows)
         _count(found, ranking, accepted)
-        parts.append(_locate(found.cells, index, batch, accepted))
+        rows = np.flatnonzero(pc.equal(ranking["state"], "accepted").to_numpy())
+        runs = np.arange(-(-ranking.num_rows // RUN_ROWS), dtype=np.int32)
+        of_batch = np.stack([np.full_like(runs, index), runs], 1)
+        split = [split_index(name) for name in accepted["source_split"].to_pylist()]
+        seconds = np.maximum(np.nan_to_num(accepted["duration"].to_numpy().astype(np.float64)), 1e-3)
+        parts.append((of_batch, cells + rows // RUN_ROWS, rows.astype(np.int32), seconds, np.array(split, np.uint8)))
+        cells += len(runs)
     if parts:
-        found.cell, found.row, found.size, found.split = (np.concatenate(column) for column in zip(*parts, strict=True))
+        columns_of = (np.concatenate(column) for column in zip(*parts, strict=True))
+        found.cells, found.cell, found.row, found.seconds, found.split = columns_of
     return found
 
 
@@ -111,7 +157,7 @@ def _count(found: Survey, ranking: pa.Table, accepted: pa.Table) -> None:
     sums = ranking.group_by("state", use_threads=False).aggregate([("id", "count"), ("input_duration", "sum")])
     for row in sums.to_pylist():
         found.clips[row["state"]] += row["id_count"]
-        found.seconds[row["state"]] += row["input_duration_sum"] or 0.0
+        found.input_seconds[row["state"]] += row["input_duration_sum"] or 0.0
     sums = accepted.group_by(["source", "license"], use_threads=False).aggregate([("id", "count"), ("duration", "sum")])
     for row in sums.to_pylist():
         key = (row["source"] or "", row["license"] or "")
@@ -124,68 +170,111 @@ def _count(found: Survey, ranking: pa.Table, accepted: pa.Table) -> None:
         found.languages[language if len(found.languages) < KINDS_COUNTED else OTHERS] += row["counts"]
 
 
-def _locate(cells: list[tuple[int, int]], index: int, batch: Batch, accepted: pa.Table) -> tuple[np.ndarray, ...]:
-    """`cell`, `row`, `size` and `split` of a batch's accepted clips; its row groups are added to `cells`."""
-    with reading_shard(batch.enhanced), pq.ParquetFile(batch.enhanced) as file:
-        enhanced = file.read(columns=["id", "duration"])
-        groups = [file.metadata.row_group(g) for g in range(file.num_row_groups)]
-    position = pc.index_in(accepted["id"].combine_chunks(), value_set=enhanced["id"].combine_chunks())
-    good = len(position.unique().drop_null())
-    if good < len(position):
-        raise LedgerError(
-            f"batch {batch.id}: {len(position) - good} of {len(position)} accepted clips are missing from "
-            f"{batch.enhanced} or listed twice in {batch.ranking}; delete both files and run again"
-        )
-    where = position.to_numpy(zero_copy_only=False).astype(np.int64)
-    rows = np.array([group.num_rows for group in groups], dtype=np.int64)
-    group_of = np.repeat(np.arange(len(groups)), rows)
-    seconds = np.maximum(np.nan_to_num(enhanced["duration"].to_numpy()), 1e-3)
-    audio = np.array([_audio_bytes(group) for group in groups], dtype=np.float64)
-    bytes_per_second = audio / np.maximum(np.bincount(group_of, weights=seconds, minlength=len(groups)), 1e-3)
-    group = group_of[where]
-    split = [split_index(name) for name in accepted["source_split"].to_pylist()]
-    first = len(cells)
-    cells.extend((index, g) for g in range(len(groups)))
-    row = (where - (np.cumsum(rows) - rows)[group]).astype(np.int32)
-    return first + group, row, bytes_per_second[group] * seconds[where], np.array(split, np.uint8)
-
-
-def _audio_bytes(group: Any) -> int:
-    columns = (group.column(c) for c in range(group.num_columns))
-    return next(c.total_uncompressed_size for c in columns if c.path_in_schema == "audio.bytes")
-
-
 @dataclass(frozen=True)
 class Shard:
-    """One planned file of accepted clips: `path` below the data set, and its clips in the order of reading."""
+    """Accepted clips that make one file: their cells and rows."""
 
     path: str
     cell: np.ndarray
     row: np.ndarray
 
 
-def plan_data(found: Survey, seed: int, shard_bytes: int) -> list[Shard]:
-    """Cut the accepted clips of every split into shards of about `shard_bytes` of audio.
+@dataclass(frozen=True)
+class Planned:
+    """A file of the data set, not built yet.
+
+    `path` is below the data set, `build` writes it and returns its rows, `batches` are those that it is made of. The
+    same `made_from` gives the same bytes. Of data, `build` takes `audio`, other files than the batches' own.
+    """
+
+    path: str
+    made_from: str
+    build: Callable[..., int]
+    batches: tuple[Batch, ...]
+
+    @property
+    def is_data(self) -> bool:
+        return self.path.startswith("data/")
+
+
+def plan_files(found: Survey, profile: dict[str, Any], config: dict[str, Any]) -> list[Planned]:
+    """Every Parquet file of the data set; `profile` is the content of ranking/profile.json.
+
+    Raises:
+        SpeechmillError: there would be more files in a folder than the Hub takes.
+    """
+    settings, rate = config["publish"], config["enhance"]["sampling_rate"]
+    by_batch = shuffled_by(settings) == "batch"
+    criteria = sha256_json(profile.get("criteria"))
+    data, scores = data_schema(found.metrics, rate), ranking_schema(found.metrics)
+    common = [versions.PUBLISH, pa.__version__, settings["seed"], criteria]
+    plan = []
+    for shard in plan_data(found, settings["seed"], settings["shard_bytes"], rate, by_batch):
+        batches = tuple(found.batches[index] for index in np.unique(found.cells[shard.cell, 0]))
+        made_from = sha256_json(
+            [*common, data.to_string(), [[b.id, b.audio_origin, b.metrics_origin] for b in batches]]
+        )
+        # A batch's place among those of the shard does not change when other batches come in between.
+        place = np.unique(found.cells[shard.cell, 0], return_inverse=True)[1]
+        rows = shard.row.astype("<i4").tobytes() + place.astype("<i4").tobytes()
+        build = partial(
+            write_data, shard=shard, found=found, schema=data, seed=settings["seed"], criteria_sha256=criteria
+        )
+        plan.append(Planned(shard.path, sha256_bytes(made_from.encode() + rows), build, batches))
+    for path, of in plan_scores(found, by_batch):
+        made_from = sha256_json([*common[:2], scores.to_string(), [[b.id, origin_of(b.ranking)] for b in of]])
+        plan.append(Planned(path, made_from, partial(write_scores, batches=of, schema=scores), tuple(of)))
+    for folder in ("data", "scores"):
+        count = sum(planned.is_data == (folder == "data") for planned in plan)
+        if settings["kind"] == "hub" and count > MAX_FILES:
+            raise SpeechmillError(
+                f"{count} files in {folder}/: the Hub takes {MAX_FILES} in a folder. Raise publish.shard_bytes and "
+                "batch_size, or set publish.shuffle corpus"
+            )
+    return plan
+
+
+def plan_data(found: Survey, seed: int, shard_bytes: int, rate: int, by_batch: bool) -> list[Shard]:
+    """Cut the accepted clips of every split into shards of about `shard_bytes` of audio at a rate in Hz.
 
     Without any accepted clip there is no shard: `datasets` refuses to load a split without rows.
     """
-    keys = np.array(
-        [_key(f"{seed}:{found.batches[batch].id}:{group}") for batch, group in found.cells], dtype=np.uint64
-    )
+    seconds = shard_bytes / (rate * FLAC_BYTES)
+    keys = np.empty(0, np.uint64)
+    if not by_batch:
+        ids = (f"{seed}:{found.batches[batch].id}:{run}" for batch, run in found.cells.tolist())
+        keys = np.array([_key(name) for name in ids], dtype=np.uint64)
     shards = []
     for number, split in enumerate(SPLITS):
         rows = np.flatnonzero(found.split == number)
-        rows = rows[np.lexsort((found.row[rows], found.cell[rows], keys[found.cell[rows]]))]
-        starts_at = np.cumsum(found.size[rows]) - found.size[rows]
-        cuts = np.flatnonzero(np.diff(starts_at // shard_bytes)) + 1
-        pieces = np.split(rows, cuts) if len(rows) else []
-        paths = _paths("data", split, len(pieces))
-        shards += [Shard(p, found.cell[piece], found.row[piece]) for p, piece in zip(paths, pieces, strict=True)]
+        if not by_batch:
+            pieces = _cut(found, rows[np.lexsort((found.row[rows], found.cell[rows], keys[found.cell[rows]]))], seconds)
+            shards += _shards(found, _paths("data", split, len(pieces)), pieces)
+            continue
+        batch_of = found.cells[found.cell[rows], 0]
+        for of_batch in np.split(rows, np.flatnonzero(np.diff(batch_of)) + 1) if len(rows) else []:
+            pieces = _cut(found, of_batch, seconds)
+            name = found.batches[found.cells[found.cell[of_batch[0]], 0]].id
+            paths = [f"data/{split}-{name}-{k:05d}.parquet" for k in range(len(pieces))]
+            shards += _shards(found, paths, pieces)
     return shards
 
 
-def plan_scores(found: Survey) -> list[tuple[str, list[Batch]]]:
-    """Path and batches of every shard of scores: whole batches in the order of their ids, a million rows or so."""
+def _cut(found: Survey, rows: np.ndarray, seconds: float) -> list[np.ndarray]:
+    """Clips in their order in pieces of about so many seconds."""
+    starts_at = np.cumsum(found.seconds[rows]) - found.seconds[rows]
+    cuts = np.flatnonzero(np.diff(starts_at // seconds)) + 1
+    return np.split(rows, cuts) if len(rows) else []
+
+
+def _shards(found: Survey, paths: list[str], pieces: list[np.ndarray]) -> list[Shard]:
+    return [Shard(path, found.cell[piece], found.row[piece]) for path, piece in zip(paths, pieces, strict=True)]
+
+
+def plan_scores(found: Survey, by_batch: bool) -> list[tuple[str, list[Batch]]]:
+    """Path and batches of every shard of scores: one batch each, or in the order of their ids a million rows or so."""
+    if by_batch:
+        return [(f"scores/{SPLITS[0]}-{batch.id}-00000.parquet", [batch]) for batch in found.batches]
     starts_at = np.cumsum(found.rows) - found.rows
     cuts = np.flatnonzero(np.diff(starts_at // SCORES_ROWS)) + 1
     pieces = np.split(np.arange(len(found.batches)), cuts)
@@ -203,7 +292,7 @@ def _key(text: str) -> int:
 
 def data_schema(metrics: Sequence[str], sampling_rate: int) -> pa.Schema:
     """Columns of a published row, with the `huggingface` key that makes `audio` an Audio feature at that rate in Hz."""
-    known = {f.name: f.type for f in (*RANKING, *ENHANCED)} | dict.fromkeys(("models", "profile_sha256"), pa.string())
+    known = {f.name: f.type for f in (*RANKING, *ENHANCED)} | dict.fromkeys(("models", "criteria_sha256"), pa.string())
     names = [*_HEAD.split(), *metrics, *_TAIL.split()]
     types = [known.get(name, pa.float64()) for name in names]
     features: dict[str, Any] = {
@@ -215,62 +304,97 @@ def data_schema(metrics: Sequence[str], sampling_rate: int) -> pa.Schema:
     return pa.schema(list(zip(names, types, strict=True)), metadata={"huggingface": key})
 
 
-def write_data(sink: BinaryIO, shard: Shard, found: Survey, schema: pa.Schema, seed: int, profile_sha256: str) -> int:
-    """Write one shard of accepted clips; returns its rows.
+def write_data(
+    sink: BinaryIO,
+    shard: Shard,
+    found: Survey,
+    schema: pa.Schema,
+    seed: int,
+    criteria_sha256: str,
+    audio: Mapping[str, Sequence[Path]] | None = None,
+) -> int:
+    """Write one shard of accepted clips; returns its rows. `audio` replaces the files with audio of batches, by id.
 
     Raises:
         LedgerError: an accepted clip has no audio.
     """
     tables = [pa.schema([f for f in schema if f.name != "audio"]).empty_table()]
-    audio: list[bytes] = []
-    for part, data in _read(shard, found, schema, profile_sha256):
+    recordings: list[bytes] = []
+    for part, data in _read(shard, found, schema, criteria_sha256, audio or {}):
         tables.append(part)
-        audio += data
+        recordings += data
     table = pa.concat_tables(tables).combine_chunks()
     ids = table["id"].to_pylist()
     order = sorted(range(len(ids)), key=lambda i: hashlib.sha256(f"{seed}:{ids[i]}".encode()).digest())
     with _writer(sink, schema, uncompressed="audio.bytes") as writer:
-        for rows in _row_groups(order, [len(data) for data in audio]):
+        for rows in _row_groups(order, [len(data) for data in recordings]):
             part = table.take(rows)
             paths = pa.array([f"{ids[i]}.flac" for i in rows], pa.string())
-            struct = pa.StructArray.from_arrays([pa.array([audio[i] for i in rows], pa.binary()), paths], fields=AUDIO)
+            struct = pa.StructArray.from_arrays(
+                [pa.array([recordings[i] for i in rows], pa.binary()), paths], fields=AUDIO
+            )
             writer.write_table(part.add_column(schema.get_field_index("audio"), schema.field("audio"), struct))
             for i in rows:
-                audio[i] = b""  # written: let go of it
+                recordings[i] = b""  # written: let go of it
     return len(ids)
 
 
-def _read(shard: Shard, found: Survey, schema: pa.Schema, profile: str) -> Iterator[tuple[pa.Table, list[bytes]]]:
-    """The rows of a shard, one row group of an enhanced file at a time: the columns but `audio`, and the audio."""
-    wanted: dict[int, list[tuple[int, np.ndarray]]] = {}
-    for cell in np.unique(shard.cell):
-        batch, group = found.cells[cell]
-        wanted.setdefault(batch, []).append((group, shard.row[shard.cell == cell]))
+def _read(
+    shard: Shard, found: Survey, schema: pa.Schema, criteria_sha256: str, audio: Mapping[str, Sequence[Path]]
+) -> Iterator[tuple[pa.Table, list[bytes]]]:
+    """The rows of a shard, one row group of a file with audio at a time: the columns but `audio`, and the audio."""
     columns = [f for f in schema if f.name != "audio"]
-    for index, groups in wanted.items():
+    batch_of = found.cells[shard.cell, 0]
+    for index in np.unique(batch_of).tolist():
         batch = found.batches[index]
         there = pq.read_schema(batch.ranking).names
-        scored = [name for name in ("closeness", "near_duplicate_of", *found.metrics) if name in there]
+        scored = [name for name in ("closeness", *found.metrics) if name in there]
         ranking = pq.read_table(batch.ranking, columns=["id", *scored])
-        ranked_ids = ranking["id"].combine_chunks()
-        with pq.ParquetFile(batch.enhanced) as file:
-            models = models_of(file.schema_arrow) | models_of(ranking.schema)
-            own = [f.name for f in columns if f.name in file.schema_arrow.names and f.name not in scored]
-            for group, rows in groups:
-                with reading_shard(batch.enhanced):
-                    part = file.read_row_group(group, columns=[*own, "audio.bytes"])
-                audio = part["audio"]  # indexed, not taken from: a row group may hold more than Arrow's 2 GB offsets
-                data = [audio[int(row)]["bytes"].as_py() for row in rows]
-                part = part.select(own).take(pa.array(rows))
-                ranked = ranking.take(pc.index_in(part["id"].combine_chunks(), value_set=ranked_ids))
-                if not all(data):
-                    bad = part["id"][next(i for i, value in enumerate(data) if not value)]
-                    raise LedgerError(f"batch {batch.id}: accepted clip {bad} has no audio in {batch.enhanced}")
-                values = {name: part[name] for name in own} | {name: ranked[name] for name in scored}
-                values["models"] = pa.repeat(pa.scalar(json.dumps(models, sort_keys=True), pa.string()), len(rows))
-                values["profile_sha256"] = pa.repeat(pa.scalar(profile, pa.string()), len(rows))
-                values |= {f.name: pa.nulls(len(rows), f.type) for f in columns if f.name not in values}
+        ranked = ranking.take(np.sort(shard.row[batch_of == index])).combine_chunks()
+        missing = np.ones(len(ranked), bool)
+        files = audio.get(batch.id, batch.audio)
+        for path in files:
+            for part, data, places in _rows_of(path, ranked["id"], [f.name for f in columns if f.name not in scored]):
+                published = "models" in part.column_names  # a shard of an earlier version
+                models = json.loads(part["models"][0].as_py()) if published else models_of(pq.read_schema(path))
+                models |= models_of(ranking.schema)
+                given = {"models": json.dumps(models, sort_keys=True), "criteria_sha256": criteria_sha256}
+                values = {name: part[name] for name in part.column_names}
+                values |= {name: ranked[name].take(pa.array(places)) for name in scored}
+                values |= {name: pa.repeat(pa.scalar(value, pa.string()), len(places)) for name, value in given.items()}
+                values |= {f.name: pa.nulls(len(places), f.type) for f in columns if f.name not in values}
+                missing[places] = False
                 yield pa.table([values[f.name].cast(f.type) for f in columns], schema=pa.schema(columns)), data
+        if missing.any():
+            raise LedgerError(
+                f"batch {batch.id}: {missing.sum()} of {len(missing)} accepted clips have no audio, such as "
+                f"{ranked['id'][int(np.flatnonzero(missing)[0])]}, in {', '.join(map(str, files)) or 'any file'}; "
+                "where it is there, delete it and run again"
+            )
+
+
+def _rows_of(
+    path: Path, ids: pa.ChunkedArray, columns: Sequence[str]
+) -> Iterator[tuple[pa.Table, list[bytes], np.ndarray]]:
+    """Of a file with audio the rows with these ids, by row group: the columns it has, the audio, their places in `ids`.
+
+    A row without audio is as if it were not there.
+    """
+    with reading_shard(path), pq.ParquetFile(path) as file:
+        own = [name for name in columns if name in file.schema_arrow.names]
+        for group in range(file.num_row_groups):
+            names = file.read_row_group(group, columns=["id"])["id"]
+            place = pc.index_in(names, value_set=ids)
+            if place.null_count == len(place):
+                continue
+            part = file.read_row_group(group, columns=[*own, "audio.bytes"])
+            audio = part["audio"]  # indexed, not taken from: a row group may hold more than Arrow's 2 GB of offsets
+            rows = [row for row in np.flatnonzero(place.is_valid()).tolist() if audio[row]["bytes"].as_py()]
+            if not rows:
+                continue
+            data = [audio[row]["bytes"].as_py() for row in rows]
+            taken = pa.array(rows, pa.int64())
+            yield part.select(own).take(taken), data, place.take(taken).to_numpy().astype(np.int64)
 
 
 def _row_groups(order: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
@@ -288,11 +412,15 @@ def _row_groups(order: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int
 
 
 def write_scores(sink: BinaryIO, batches: Sequence[Batch], schema: pa.Schema) -> int:
-    """Write one shard of scores, one batch in memory at a time; returns its rows."""
+    """Write one shard of scores, one batch in memory at a time; returns its rows.
+
+    What somebody asked to have removed is not in it: its text and speaker would be.
+    """
     rows = 0
     with _writer(sink, schema) as writer:
         for batch in batches:
             table = conform(pq.read_table(batch.ranking), schema)
+            table = table.filter(pc.fill_null(pc.not_equal(table["criterion"], REMOVED), True))
             writer.write_table(table, row_group_size=10_000)
             rows += table.num_rows
     return rows

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from speechmill.errors import ConfigError, LedgerError
 from speechmill.ranking.profile import FrozenProfile, Gate
 from speechmill.ranking.topsis import Array, closeness, scale_all
+from speechmill.removal import REMOVED, Removals, is_removed
 from speechmill.shards import IDENTITY, RANKING
 
 # What describes a clip in the result: taken from the first table that has it, `described`, then `scores`.
@@ -30,6 +31,7 @@ def rank_batch(
     batch: str,
     held_out: pa.Table | None = None,
     near_duplicates: pa.Table | None = None,
+    removed: Removals | None = None,
 ) -> pa.Table:
     """One row per ledger row, in its order: `RANKING`, then every metric column of `scores`, sorted by name.
 
@@ -38,6 +40,7 @@ def rank_batch(
     and may cover other batches too, as may `held_out` with `id, message` and `near_duplicates` with `id,
     near_duplicate_of`, which is noted and decides nothing.
 
+    What is to be `removed` is rejected with that criterion, whatever else is known of it.
     What did not pass the enhance stage keeps its state and reason. The others are, in this order: `duplicate`;
     `rejected` with criterion `held_out`; `errored` (scoring failed, measured criteria below `min_coverage`, or a gate's metric is missing); `rejected` by
     the first gate that they fail (`failed_gates` names all); `rejected` with criterion `closeness` below the
@@ -105,11 +108,16 @@ def rank_batch(
         )
     _reject(cells, distant, "closeness", close, np.full(len(close), profile.threshold), f"profile {profile.name}")
 
+    gone = is_removed(ledger, removed).to_numpy(zero_copy_only=False).astype(bool)
+    for name, value in {"state": "rejected", "criterion": REMOVED, "value": 1.0, "threshold": 0.0}.items():
+        cells[name][gone] = value
+    cells["error_class"][gone], cells["message"][gone] = None, "somebody asked to have it removed"
+
     columns: dict[str, Any] = {name: ledger[name] for name in FROM_LEDGER}
     columns |= {name: column for name, column in description.items() if column is not None}
     columns |= {
         "batch": pa.array([batch] * len(ids), pa.string()),
-        "duplicate_of": pc.if_else(pa.array(duplicate), repeats, None),
+        "duplicate_of": pc.if_else(pa.array(duplicate & ~gone), repeats, None),
         "near_duplicate_of": _looked_up(ids, near_duplicates, "near_duplicate_of"),
         "closeness": pa.array(close, mask=~judgeable),
         "coverage": pa.array(coverage, mask=~passed | failed),

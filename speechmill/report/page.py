@@ -69,7 +69,9 @@ def make_report(
         merged = other.submit(merge_ranking, ranking_files, ranking)
         found = overview(ranking_files, failed)
         content = summarize(found, profile, source, config, versions, skipped, timing)
-        chosen = choose(ranking_files, config["report"]["examples"])
+        on_disk = {path.stem for path in enhanced_files}  # of a published run that keeps none, maybe no batch
+        heard = [path for path in ranking_files if path.stem in on_disk]
+        chosen = choose(heard, config["report"]["examples"])
         examples = load_examples(chosen, enhanced_files)
         write_report(page, content, found, examples, profile, advice, source, config)
         merged.result()

@@ -1,7 +1,7 @@
-"""A Hugging Face Hub on loopback: the part of its wire contract that reading a data set takes, with faults on demand.
+"""A Hugging Face Hub on loopback: the part of its wire contract that a data set takes, with faults on demand.
 
-Endpoints and headers as the client of huggingface_hub 1.20 to 2.4 asks for them. Paths of the repository are plain keys
-of a dictionary: nothing of a request touches this machine's files.
+Endpoints and headers as the client of huggingface_hub 1.20 to 2.4 asks for them; reading is here, writing in `writes`.
+Paths of the repository are plain keys of a dictionary: nothing of a request touches this machine's files.
 """
 
 from __future__ import annotations
@@ -10,21 +10,31 @@ import hashlib
 import json
 import re
 import threading
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LFS_SUFFIXES = (".parquet", ".tar", ".gz", ".tgz")  # as the Hub's default .gitattributes has them
-TOKEN = "hf_loopback"
+from .writes import LFS_SUFFIXES, TOKEN, StoredByXet, Writes
 
 
 @dataclass
 class Repo:
-    """A data set: commits (name -> path -> bytes, oldest first) and what `main` points at."""
+    """A data set: commits (name -> path -> bytes, oldest first) and what `main` points at.
+
+    `objects` are the large files that were sent (sha256 -> bytes), committed or not; `messages` of the commits; `role`
+    is what the token may do here.
+    """
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     gated: bool = False
     private: bool = False
+    role: str = "write"
+    objects: dict[str, bytes] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
 
     def commit(self, files: dict[str, bytes]) -> str:
         """Add a commit with exactly these files; its name."""
@@ -41,12 +51,17 @@ class Repo:
     def resolve(self, revision: str) -> str | None:
         if revision == "main":
             return self.main
+        if revision in self.tags:
+            return self.tags[revision]
         return next((name for name in self.commits if name.startswith(revision) and len(revision) >= 7), None)
 
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests whose method and path match."""
+    """What happens to the next `times` requests whose method and path match.
+
+    With a `status` they are answered so, with `drop` not at all; `after` they took effect, or else instead.
+    """
 
     pattern: str
     method: str = ".*"
@@ -55,13 +70,24 @@ class Fault:
     cut_after: int | None = None  # bytes of the body, then the connection is closed
     damage: bool = False  # one byte of the body is another
     times: int = 1
+    drop: bool = False
+    after: bool = False
+    delay: float = 0.0  # seconds before the answer
 
 
 class Hub:
-    """The server. `url` is its HF_ENDPOINT, `log` all requests (method, path, status, bytes of the body)."""
+    """The server. `url` is its HF_ENDPOINT, `log` all requests (method, path, status, bytes of the body).
 
-    def __init__(self) -> None:
+    Large files are sent as one, in parts of `part_bytes` where that is set, or through Xet where `cas` names a folder:
+    the client then keeps a store of its own there (one process at a time).
+    """
+
+    def __init__(self, part_bytes: int | None = None, cas: Path | None = None) -> None:
+        self.part_bytes, self.cas = part_bytes, cas
+        self.parts: dict[str, dict[int, bytes]] = {}
         self.repos: dict[str, Repo] = {}
+        self.received = 0  # bytes of large files
+        self.page = 3  # files of a tree listed at once
         self.faults: list[Fault] = []
         self.log: list[tuple[str, str, int, int]] = []
         self.lock = threading.Lock()
@@ -96,12 +122,14 @@ def entry(path: str, data: bytes) -> dict:
     blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
     found = {"type": "file", "path": path, "size": len(data), "oid": blob}
     if path.endswith(LFS_SUFFIXES):
-        found["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+        digest = data.sha256 if isinstance(data, StoredByXet) else hashlib.sha256(data).hexdigest()
+        found["lfs"] = {"oid": digest, "size": len(data), "pointerSize": 134}
     return found
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Writes, BaseHTTPRequestHandler):
     hub: Hub
+    swallowed = False
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *arguments: object) -> None:
@@ -112,6 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
     ):
         if fault and fault.damage and body:
             body = body[:-1] + bytes([body[-1] ^ 0xFF])
+        if self.swallowed:  # it took effect, and nobody is told
+            return
         sent = body if not fault or fault.cut_after is None else body[: fault.cut_after]
         self.hub.log.append((self.command, self.path, status, len(sent)))
         self.send_response(status)
@@ -139,15 +169,44 @@ class _Handler(BaseHTTPRequestHandler):
         self._handle()
 
     def do_POST(self) -> None:
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.body = self._body()
         self._handle()
 
+    do_PUT = do_DELETE = do_POST
+
+    def _body(self) -> bytes:
+        """The request's body, whole or in chunks; short where the client died."""
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline().strip() or b"0", 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
     def _handle(self) -> None:
-        url = urlsplit(self.path)
-        path = unquote(url.path)
+        path = unquote(urlsplit(self.path).path)
         fault = self.hub.take_fault(self.command, path)
-        if fault and fault.status is not None:
+        if not fault or not (fault.status is not None or fault.drop or fault.delay):
+            self._act(path, fault)
+            return
+        if fault.after:
+            self.swallowed = True
+            self._act(path, None)
+            self.swallowed = False
+        time.sleep(fault.delay)
+        if fault.status is not None:
             self._answer(fault.status, b'{"error": "as asked for"}', fault.headers)
+        else:
+            self.hub.log.append((self.command, self.path, 0, 0))
+            self.close_connection = True
+            with suppress(OSError):
+                self.connection.shutdown(2)
+
+    def _act(self, path: str, fault: Fault | None) -> None:
+        url = urlsplit(self.path)
+        if self.writes(path):
             return
         found = re.fullmatch(r"(?:/api)?/datasets/([^/]+/[^/]+)(?:/([a-z-]+)(?:/([^/]+)(?:/(.*))?)?)?", path)
         if not found:
@@ -173,12 +232,16 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": path} for path in files]
             self._json({"id": name, "sha": commit, "siblings": siblings, "private": repo.private, "tags": []})
         elif what == "tree":
-            # Pages of three, so that the client has to follow links.
+            # In pages, so that the client has to follow links.
             start = int(parse_qs(url.query).get("cursor", ["0"])[0])
             paths = sorted(path for path in files if not rest or path.startswith(f"{rest}/"))
-            query = f"recursive=true&expand=false&cursor={start + 3}"
-            link = {"Link": f'<{self.hub.url}{url.path}?{query}>; rel="next"'} if start + 3 < len(paths) else {}
-            self._json([entry(path, files[path]) for path in paths[start : start + 3]], headers=link)
+            query = f"recursive=true&expand=false&cursor={start + self.hub.page}"
+            link = (
+                {"Link": f'<{self.hub.url}{url.path}?{query}>; rel="next"'}
+                if start + self.hub.page < len(paths)
+                else {}
+            )
+            self._json([entry(path, files[path]) for path in paths[start : start + self.hub.page]], headers=link)
         elif what == "paths-info":
             asked = parse_qs(self.body.decode()).get("paths", [])
             self._json([entry(path, files[path]) for path in asked if path in files])
@@ -197,6 +260,10 @@ class _Handler(BaseHTTPRequestHandler):
             "X-Linked-Size": str(len(data)),
             "Accept-Ranges": "bytes",
         }
+        if isinstance(data, StoredByXet):
+            route = f"{self.hub.url}/api/datasets/{self.path.split('/resolve/')[0].removeprefix('/datasets/')}"
+            headers["X-Xet-Hash"] = data.xet
+            headers["Link"] = f'<{route}/xet-read-token/{commit}>; rel="xet-auth"'
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if self.command == "HEAD":
             self._answer(200, b"", headers | {"Content-Length": str(len(data))})

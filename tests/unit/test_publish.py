@@ -26,6 +26,7 @@ from speechmill.errors import LedgerError, SpeechmillError
 from speechmill.files import read_json, sha256_file, sha256_json
 from speechmill.publish import card, folder, shards
 from speechmill.publish.folder import publish_folder
+from speechmill.publish.shards import Batch
 from speechmill.shards import ENHANCED, RANKING, with_models, write_table
 
 RATE = 16000
@@ -81,7 +82,9 @@ class Run:
                 "true_peak_dbtp": -1,
             },
             "publish": {
-                "shard_bytes": 50_000,
+                "kind": "folder",
+                "shuffle": None,
+                "shard_bytes": 35_000,  # of speech; of the noise here half as much again
                 "seed": 0,
                 "pretty_name": EVIL,
                 "task_categories": ["automatic-speech-recognition"],
@@ -168,7 +171,9 @@ class Run:
             "target": self.target,
             "sentinel": self.sentinel,
         }
-        return publish_folder(**(arguments | overrides))
+        arguments |= overrides
+        arguments["batches"] = [Batch(name, ranking, (enhanced,)) for name, enhanced, ranking in arguments["batches"]]
+        return publish_folder(**arguments)
 
     def published(self) -> pa.Table:
         return pa.concat_tables(pq.read_table(p) for p in sorted((self.target / "data").glob("*-of-*.parquet")))
@@ -208,7 +213,10 @@ def test_every_accepted_clip_is_published_once_with_its_bytes_and_values(run):
         truth = run.truth[row["id"]]
         assert row["audio"] == {"bytes": truth["bytes"], "path": f"{row['id']}.flac"}
         assert (row["snr_db"], row["closeness"], row["duration"]) == (truth["n"], truth["closeness"], truth["seconds"])
-        assert (row["source_file"], row["profile_sha256"]) == (f"ก/{truth['n']}.wav", "f" * 64)
+        assert (row["source_file"], row["criteria_sha256"]) == (
+            f"ก/{truth['n']}.wav",
+            sha256_json(run.profile["criteria"]),
+        )
         assert row["variant_reason"] == f"noisy {truth['n']}"
         assert json.loads(row["models"]) == {"silero-vad/y.jit": "0" * 64, "speechmos/x.onnx": truth["batch"]}
         assert (row["gain_db"], row["input_snr_db"], row["dnsmos_p808"]) == (-1.5, None, 3.5)
@@ -221,8 +229,8 @@ def test_columns_of_a_published_row(run):
     expected = (
         "id audio text text_norm language duration sampling_rate speaker_id source source_id source_split license "
         "snr_db dnsmos_p808 input_snr_db closeness variant variant_reason source_revision source_file source_row "
-        "source_member near_duplicate_of input_sha256 "
-        "trim_start_s trim_end_s gain_db enhancer enhancer_sha256 models profile_sha256 config_sha256 code_version extra"
+        "source_member input_sha256 "
+        "trim_start_s trim_end_s gain_db enhancer enhancer_sha256 models criteria_sha256 config_sha256 code_version extra"
     )
     for path in (run.target / "data").iterdir():
         schema = pq.read_schema(path)
@@ -278,7 +286,8 @@ def test_one_shard_lies_in_the_order_of_the_seeded_hash_and_the_seed_changes_it(
     assert set(orders[0]) == set(orders[1])
 
 
-def test_a_shard_mixes_row_groups_of_several_batches(tmp_path):
+def test_a_shard_mixes_rows_of_several_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "RUN_ROWS", 3)
     run = Run(tmp_path, clips=120, batches=4, row_group=3)
     run.publish()
     batch_of = {i: n * 4 // 120 for i, n in ((k, t["n"]) for k, t in run.truth.items())}
@@ -380,7 +389,7 @@ def test_an_interrupted_publication_has_no_sentinel_and_no_card_and_is_completed
     run.publish(target=tmp_path / "undisturbed")
     Run(tmp_path, threshold=0.7).publish()  # an earlier version stands there
     run = Run(tmp_path)
-    real, calls = folder.write_data, iter(range(100))
+    real, calls = shards.write_data, iter(range(100))
 
     def failing(sink, **arguments):
         if next(calls) == 2:
@@ -389,7 +398,7 @@ def test_an_interrupted_publication_has_no_sentinel_and_no_card_and_is_completed
         return real(sink, **arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "write_data", failing)
+        patch.setattr(shards, "write_data", failing)
         with pytest.raises(SpeechmillError, match="No space left"):
             run.publish()
     assert not run.sentinel.exists()
@@ -407,16 +416,19 @@ def test_a_killed_process_is_completed_by_the_next(run, tmp_path):
     (tmp_path / "arguments.json").write_text(json.dumps(arguments, default=str))
     program = """
 import json, os, signal, sys
-from speechmill.publish import card, folder
+from pathlib import Path
+from speechmill.publish import card, folder, shards
 card.declared_metrics = dict
-real, calls = folder.write_data, iter(range(100))
+real, calls = shards.write_data, iter(range(100))
 def dying(sink, **arguments):
     result = real(sink, **arguments)
     if next(calls) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return result
-folder.write_data = dying
-folder.publish_folder(*json.load(open(sys.argv[1])))
+shards.write_data = dying
+batches, profile, summary, source, config, target, sentinel = json.load(open(sys.argv[1]))
+batches = [shards.Batch(name, Path(ranking), (Path(enhanced),)) for name, enhanced, ranking in batches]
+folder.publish_folder(batches, profile, summary, source, config, Path(target), Path(sentinel))
 """
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "arguments.json")], check=False)
     assert done.returncode == -9
@@ -449,7 +461,7 @@ def test_tables_that_disagree_stop_the_publication(run):
     run.summary["clips"]["accepted"] -= 1
     _, enhanced, _ = run.batches[0]
     write_table(pq.read_table(enhanced).slice(5), enhanced)
-    with pytest.raises(LedgerError, match=r"batch b0: .* accepted clips are missing"):
+    with pytest.raises(LedgerError, match=r"batch b0: .* accepted clips have no audio"):
         run.publish()
     enhanced.write_bytes(b"PAR1 not")
     with pytest.raises(SpeechmillError, match=r"enhanced-b0\.parquet is damaged: .*run again"):
