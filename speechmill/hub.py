@@ -45,6 +45,7 @@ def _api(address: str) -> Any:
         return made
 
     huggingface_hub.set_client_factory(client)
+    huggingface_hub.utils.disable_progress_bars()  # a log is no terminal
     return huggingface_hub.HfApi(endpoint=address)
 
 

@@ -107,16 +107,16 @@ def _languages(found: Survey) -> list[str]:
 
 
 def _data_files(paths: Iterable[str], folder: str) -> list[dict[str, str]]:
-    # The count of shards is part of the pattern, so that shards of another version never mix in.
+    # Where all shards of a split are counted, the count is part of the pattern: those of another version never mix in.
     patterns = sorted({_pattern(path) for path in paths if path.startswith(f"{folder}/")})
     found = [(split, p) for split in SPLITS for p in patterns if p.startswith(f"{folder}/{split}-")]
     return [{"split": split, "path": pattern} for split, pattern in found]
 
 
 def _pattern(path: str) -> str:
-    if "-of-" in path:
-        return re.sub(r"-\d+-of-", "-*-of-", path)
-    return re.sub(r"/([a-z]+)-.*-\d{5}\.parquet$", r"/\1-*-?????.parquet", path)  # a shard of one batch
+    of_corpus = re.fullmatch(r"(\w+/[a-z]+)-\d+-of-(\d+)\.parquet", path)
+    # A shard of one batch says nothing about the number of all.
+    return f"{of_corpus[1]}-*-of-{of_corpus[2]}.parquet" if of_corpus else re.sub(r"-.*", "-*-of-*.parquet", path)
 
 
 def table_of(value: Any) -> tuple[list[str], list[list[Any]]]:

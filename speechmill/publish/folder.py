@@ -29,7 +29,7 @@ MARK = ".speechmill"
 MARK_TEXT = (
     "speechmill writes README.md, data/ and scores/ of this folder, and replaces and removes its shards there.\n"
 )
-SHARD = r"(train|validation|test)-([A-Za-z0-9_-]+-)?\d{5,}(-of-\d{5,})?\.parquet"
+SHARD = r"(train|validation|test)-([A-Za-z0-9_-]+-)?\d{5,}-of-\d{5,}\.parquet"
 _OURS = re.compile(SHARD)
 _LEFTOVER = re.compile(rf"\.({SHARD}|README\.md|\.speechmill)\.\d+\.tmp")
 

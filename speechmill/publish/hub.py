@@ -37,7 +37,7 @@ from speechmill.shards import write_table
 
 MANIFEST = "manifest.json"
 OURS = re.compile(rf"(data|scores)/{SHARD}")
-_BATCH = re.compile(r"data/[a-z]+-(.*)-\d{5}\.parquet")
+_BATCH = re.compile(r"data/[a-z]+-(.*)-\d{5,}-of-\d{5,}\.parquet")
 
 
 @dataclass(frozen=True)

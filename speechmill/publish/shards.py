@@ -255,8 +255,7 @@ def plan_data(found: Survey, seed: int, shard_bytes: int, rate: int, by_batch: b
         for of_batch in np.split(rows, np.flatnonzero(np.diff(batch_of)) + 1) if len(rows) else []:
             pieces = _cut(found, of_batch, seconds)
             name = found.batches[found.cells[found.cell[of_batch[0]], 0]].id
-            paths = [f"data/{split}-{name}-{k:05d}.parquet" for k in range(len(pieces))]
-            shards += _shards(found, paths, pieces)
+            shards += _shards(found, _paths("data", f"{split}-{name}", len(pieces)), pieces)
     return shards
 
 
@@ -274,7 +273,7 @@ def _shards(found: Survey, paths: list[str], pieces: list[np.ndarray]) -> list[S
 def plan_scores(found: Survey, by_batch: bool) -> list[tuple[str, list[Batch]]]:
     """Path and batches of every shard of scores: one batch each, or in the order of their ids a million rows or so."""
     if by_batch:
-        return [(f"scores/{SPLITS[0]}-{batch.id}-00000.parquet", [batch]) for batch in found.batches]
+        return [(_paths("scores", f"{SPLITS[0]}-{batch.id}", 1)[0], [batch]) for batch in found.batches]
     starts_at = np.cumsum(found.rows) - found.rows
     cuts = np.flatnonzero(np.diff(starts_at // SCORES_ROWS)) + 1
     pieces = np.split(np.arange(len(found.batches)), cuts)
@@ -282,8 +281,8 @@ def plan_scores(found: Survey, by_batch: bool) -> list[tuple[str, list[Batch]]]:
     return [(path, [found.batches[i] for i in piece]) for path, piece in zip(paths, pieces, strict=True)]
 
 
-def _paths(folder: str, split: str, count: int) -> list[str]:
-    return [f"{folder}/{split}-{k:05d}-of-{count:05d}.parquet" for k in range(count)]
+def _paths(folder: str, name: str, count: int) -> list[str]:
+    return [f"{folder}/{name}-{k:05d}-of-{count:05d}.parquet" for k in range(count)]
 
 
 def _key(text: str) -> int:

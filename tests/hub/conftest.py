@@ -7,6 +7,12 @@ from speechmill import hub as client
 from .server import TOKEN, Hub
 
 
+def with_xet(monkeypatch, use: bool) -> None:
+    """Whether the client of this process, and of others that it starts, sends large files through Xet."""
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", str(int(not use)))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", not use)
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """A Hub, a valid token in the environment, and pauses between attempts that are worth no waiting."""
@@ -16,6 +22,8 @@ def hub(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with_xet(monkeypatch, False)
     monkeypatch.setattr(client, "PAUSES", (0.05, 0.2))
     yield server
     server.close()

@@ -87,6 +87,7 @@ class Hub:
         self.parts: dict[str, dict[int, bytes]] = {}
         self.repos: dict[str, Repo] = {}
         self.received = 0  # bytes of large files
+        self.agents: set[str] = set()  # clients, as name/version
         self.page = 3  # files of a tree listed at once
         self.faults: list[Fault] = []
         self.log: list[tuple[str, str, int, int]] = []
@@ -125,6 +126,21 @@ def entry(path: str, data: bytes) -> dict:
         digest = data.sha256 if isinstance(data, StoredByXet) else hashlib.sha256(data).hexdigest()
         found["lfs"] = {"oid": digest, "size": len(data), "pointerSize": 134}
     return found
+
+
+def listing(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict]:
+    """What is in a folder, as `tree` lists it: files and folders, of folders below only where asked for."""
+    prefix = f"{folder}/" if folder else ""
+    found: dict[str, dict] = {}
+    for path, data in files.items():
+        if path.startswith(prefix):
+            parts = path.removeprefix(prefix).split("/")
+            for depth in range(1, len(parts) if recursive else min(2, len(parts))):
+                name = prefix + "/".join(parts[:depth])
+                found[name] = {"type": "directory", "path": name, "oid": hashlib.sha1(name.encode()).hexdigest()}
+            if recursive or len(parts) == 1:
+                found[path] = entry(path, data)
+    return [found[path] for path in sorted(found)]
 
 
 class _Handler(Writes, BaseHTTPRequestHandler):
@@ -187,6 +203,7 @@ class _Handler(Writes, BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        self.hub.agents.update((self.headers.get("User-Agent") or "").replace(";", " ").split())
         fault = self.hub.take_fault(self.command, path)
         if not fault or not (fault.status is not None or fault.drop or fault.delay):
             self._act(path, fault)
@@ -233,15 +250,13 @@ class _Handler(Writes, BaseHTTPRequestHandler):
             self._json({"id": name, "sha": commit, "siblings": siblings, "private": repo.private, "tags": []})
         elif what == "tree":
             # In pages, so that the client has to follow links.
-            start = int(parse_qs(url.query).get("cursor", ["0"])[0])
-            paths = sorted(path for path in files if not rest or path.startswith(f"{rest}/"))
-            query = f"recursive=true&expand=false&cursor={start + self.hub.page}"
-            link = (
-                {"Link": f'<{self.hub.url}{url.path}?{query}>; rel="next"'}
-                if start + self.hub.page < len(paths)
-                else {}
-            )
-            self._json([entry(path, files[path]) for path in paths[start : start + self.hub.page]], headers=link)
+            asked = {name: values[0] for name, values in parse_qs(url.query).items()}
+            start, recursive = int(asked.get("cursor", "0")), asked.get("recursive", "false").lower() == "true"
+            listed = listing(files, rest or "", recursive)
+            query = f"recursive={str(recursive).lower()}&expand=false&cursor={start + self.hub.page}"
+            more = start + self.hub.page < len(listed)
+            link = {"Link": f'<{self.hub.url}{url.path}?{query}>; rel="next"'} if more else {}
+            self._json(listed[start : start + self.hub.page], headers=link)
         elif what == "paths-info":
             asked = parse_qs(self.body.decode()).get("paths", [])
             self._json([entry(path, files[path]) for path in asked if path in files])
