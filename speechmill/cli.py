@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from speechmill.errors import SpeechmillError
+from speechmill.export import FORMATS, SHARD_BYTES, export
 from speechmill.files import read_json
 
 
@@ -72,16 +73,31 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="how far a run is, what runs, what failed")
     status.add_argument("--json", action="store_true", help="for programs")
     summary = commands.add_parser("summary", help="a short summary of a finished run")
+    _add_export(commands)
     supervise = commands.add_parser("supervise")  # what --background starts
     for command in (resume, drain, cancel, status, summary, supervise):
         command.add_argument("run", type=Path, help="folder of the run, such as results/demo")
     return parser
 
 
+def _add_export(commands: Any) -> None:
+    command = commands.add_parser("export", help="the accepted clips of a finished run in another form")
+    command.add_argument(
+        "--data-set", type=Path, metavar="PATH", help="instead of RUN: a published data set, or a copy"
+    )
+    command.add_argument("--shard-bytes", type=int, default=SHARD_BYTES, help="of a tar file, about (default: 10^9)")
+    command.add_argument("form", choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
+    command.add_argument("run", nargs="?", type=Path, metavar="RUN", help="folder of the run, such as results/demo")
+    command.add_argument("dest", type=Path, metavar="DEST", help="a folder that is empty or not there yet")
+
+
 def _call(options: argparse.Namespace, extra: list[str]) -> int:
     from speechmill import runs
     from speechmill.supervise import Supervisor
 
+    if options.command == "export":
+        print(_export(options.form, options.run, options.data_set, options.dest, options.shard_bytes))
+        return 0
     if options.command in ("run", "remove"):
         times = {"poll_seconds": options.poll_seconds, "stall_seconds": options.stall_seconds}
         plan = runs.make_plan(options.dataset, options.profile, options.directory, options.config, extra, **times)
@@ -111,6 +127,19 @@ def _remove(run_dir: Path, options: argparse.Namespace) -> bool:
     changed = add_removals(run_dir, removals)
     print(f"{run_dir}: {count} clips {'are' if changed else 'were already'} on the list of what is removed")
     return not options.later
+
+
+def _export(form: str, run: Path | None, data_set: Path | None, dest: Path, shard_bytes: int) -> str:
+    from speechmill.export.rows import of_data_set, of_run
+
+    if run and not data_set:
+        origin = of_run(run)
+    elif data_set and not run:
+        origin = of_data_set(data_set)
+    else:
+        raise SpeechmillError("name the folder of a run, or a data set with --data-set, and then where to")
+    done = export(form, origin, dest, shard_bytes)
+    return f"{form}: {done.clips} clips, {done.seconds / 3600:.2f} h, {done.files} files in {dest}"
 
 
 def summary_text(run: Path) -> str:

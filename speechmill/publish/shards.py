@@ -353,7 +353,7 @@ def _read(
         missing = np.ones(len(ranked), bool)
         files = audio.get(batch.id, batch.audio)
         for path in files:
-            for part, data, places in _rows_of(path, ranked["id"], [f.name for f in columns if f.name not in scored]):
+            for part, data, places in rows_of(path, ranked["id"], [f.name for f in columns if f.name not in scored]):
                 published = "models" in part.column_names  # a shard of an earlier version
                 models = json.loads(part["models"][0].as_py()) if published else models_of(pq.read_schema(path))
                 models |= models_of(ranking.schema)
@@ -372,7 +372,7 @@ def _read(
             )
 
 
-def _rows_of(
+def rows_of(
     path: Path, ids: pa.ChunkedArray, columns: Sequence[str]
 ) -> Iterator[tuple[pa.Table, list[bytes], np.ndarray]]:
     """Of a file with audio the rows with these ids, by row group: the columns it has, the audio, their places in `ids`.
