@@ -40,7 +40,7 @@ def preflight(config: dict[str, Any], config_dir: Path, run_dir: Path) -> dict[s
     refused = _check_policy(config)
     problems += refused
     if config["publish"]["kind"] == "hub" and not refused:
-        problems += _check_target(config)
+        problems += _check_target(config, run_dir)
     problems += _check_models(config, report)
     problems += _check_profile(config, config_dir)
     if config["publish"]["kind"] != "none" and config["source"]["license"] is None:
@@ -106,11 +106,11 @@ def check_models(here: Mapping[str, str], found: Mapping[str, Any]) -> None:
             raise SpeechmillError(f"the weights {name} have the sha256 {version} here, preflight's are {there}")
 
 
-def _check_target(config: dict[str, Any]) -> list[str]:
+def _check_target(config: dict[str, Any], run_dir: Path) -> list[str]:
     from speechmill.publish.hub import check_target
 
     try:
-        check_target(config)
+        check_target(config, run_dir)
     except SpeechmillError as error:
         return [str(error)]
     return []
@@ -133,12 +133,12 @@ def _check_policy(config: dict[str, Any]) -> list[str]:
 
 
 def _check_disk(config: dict[str, Any], run_dir: Path) -> list[str]:
-    """Free space for the enhanced shards, once more for what is published, and as much again for originals."""
+    """Free space for the enhanced shards, once more for what is published here, and as much again for originals."""
     if config["source"]["path"] is None:
         return []  # known once the source is listed
     source = Path(config["source"]["path"])
     size = sum(f.stat().st_size for f in ([source] if source.is_file() else source.rglob("*")) if f.is_file())
-    needed = size * (3 if config["enhance"]["keep_original"] else 2)
+    needed = size * (1 + (config["publish"]["kind"] == "folder") + config["enhance"]["keep_original"])
     run_dir.mkdir(parents=True, exist_ok=True)
     if not os.access(run_dir, os.W_OK):
         return [f"{run_dir} is not writable; choose another outdir"]

@@ -13,6 +13,7 @@ from speechmill.errors import SpeechmillError
 from speechmill.manifest import read_batches
 
 STAGES = {"enhance": "ledger/*.enhance.parquet", "score": "scores/*.parquet", "rank": "ranking/*.parquet"}
+SENT = {"send": "published/sent/*.json"}  # where shards are sent ahead
 SINGLE = {"report": "report/summary.json", "publish": "published/UPLOADED.json"}
 
 
@@ -34,9 +35,10 @@ def status(run_dir: Path) -> dict[str, Any]:
         now[job.work.split(" ")[0]][("running" if job.state in slurm.RUNNING else "waiting")] += 1
     failed, last = _failures(run_dir)
     stages = []
-    for name, pattern in (STAGES | SINGLE).items():
+    of_batches = STAGES | (SENT if (run_dir / "published" / "sent").exists() else {})
+    for name, pattern in (of_batches | SINGLE).items():
         found = {path.name.split(".")[0] for path in run_dir.glob(pattern)}
-        done = len(found & names) if name in STAGES else len(found)
+        done = len(found & names) if name in of_batches else len(found)
         total = 1 if name in SINGLE else len(names) if batches is not None else None
         stages.append({"stage": name, "done": done, "total": total, **now[name], "failed_attempts": failed[name]})
     return {

@@ -30,6 +30,7 @@ from speechmill.manifest import read_batches
 
 LOG = Path("logs") / "run.log"
 NO_SPACE = (b"No space left on device", b"Disk quota exceeded")
+MAKES_A_BATCH = frozenset({"enhance", "score", "rank"})
 SPACE = 2**20  # bytes: less is a full disk
 NOT_TAKEN_BACK = frozenset({"PREEMPTED", "NODE_FAIL"})  # the plugin waits for ever for Slurm to requeue these
 
@@ -215,7 +216,8 @@ class Supervisor:
         rows = read_batches(table) if files and table.exists() else []
         waiting = {row["batch"] for row in rows if row["fetched_as"] in files}
         done = {path.stem for path in (self.run_dir / "scores").glob("*.parquet")}
-        return sorted({batch for batch, _, _ in failed if batch} | (waiting - done))
+        # A batch that only could not be sent is no failed batch: it is sent when the run goes on.
+        return sorted({batch for batch, stage, _ in failed if batch and stage in MAKES_A_BATCH} | (waiting - done))
 
     def stop(self, how: str) -> None:
         """Signal handler: `drain` lets running jobs end, `cancel` ends them; a second signal always cancels."""

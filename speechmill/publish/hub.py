@@ -33,6 +33,7 @@ from speechmill.publish.card import render_card
 from speechmill.publish.folder import CARD, MARK, MARK_TEXT, SHARD, HashingSink, check_balance
 from speechmill.publish.repository import FILES_PER_COMMIT, LostObjectsError, Repository, Sent, differences
 from speechmill.publish.shards import Batch, Planned, Survey, origin_of, plan_files, survey
+from speechmill.removal import add_removals
 from speechmill.shards import write_table
 
 MANIFEST = "manifest.json"
@@ -137,10 +138,11 @@ def send_batch(batch: Batch, profile: dict[str, Any], config: dict[str, Any], fo
     return [sender.send(planned).listed for planned in plan if planned.is_data]
 
 
-def check_target(config: dict[str, Any]) -> None:
+def check_target(config: dict[str, Any], run_dir: Path) -> None:
     """Before anything is computed: token, name, right to write, openness, and that what is there is ours.
 
-    The repository is made if it is missing.
+    The repository is made if it is missing. What was removed from what it holds goes on this run's list: a run that
+    begins anew does not bring it back.
 
     Raises:
         SpeechmillError: what is wrong, and what to do.
@@ -148,7 +150,26 @@ def check_target(config: dict[str, Any]) -> None:
     settings = config["publish"]
     repository = Repository(settings["repo"], settings["patience_minutes"])
     repository.open(settings["visibility"])
-    _check_ours(repository, repository.head()[1])
+    commit, tree = repository.head()
+    _check_ours(repository, tree)
+    if MANIFEST not in tree:
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".manifest-", dir=run_dir) as folder:
+        try:
+            manifest = read_json(repository.download(MANIFEST, commit, Path(folder)))
+            dataset, removed = manifest["dataset"], manifest["removed"]
+            removed = {kind: [str(name) for name in removed[kind]] for kind in ("clips", "speakers")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise SpeechmillError(
+                f"{repository.url}: its {MANIFEST} cannot be read ({error}): repair or delete it, with what it holds"
+            ) from error
+    if dataset != config["dataset"]:
+        raise SpeechmillError(
+            f"{repository.url} holds the data set {dataset}, which {config['dataset']} would replace: set publish.repo "
+            "to another name"
+        )
+    add_removals(run_dir, removed)
 
 
 def publish_hub(

@@ -24,8 +24,9 @@ from speechmill.errors import SpeechmillError
 from speechmill.files import read_json, write_json
 from speechmill.hub import HubRefusedError
 from speechmill.publish import card, repository
-from speechmill.publish.hub import publish_hub, send_batch
+from speechmill.publish.hub import check_target, publish_hub, send_batch
 from speechmill.publish.shards import Batch, origin_of
+from speechmill.removal import read_removals, speaker_key
 
 from ..runs import ROOT
 from ..unit.test_publish import Run as FolderRun
@@ -243,15 +244,20 @@ def test_every_request_may_fail_once_before_and_after_it_took_effect(hub, tmp_pa
     assert hub.repos[NAME].tags.keys() == {read_json(run.sentinel)["tag"]}
 
 
-@pytest.mark.parametrize("status", [409, 412, 429, 500])
-def test_conflicts_and_limits_of_the_commit_are_waited_out(hub, tmp_path, status, monkeypatch):
+LIMITED = {"RateLimit": '"api";r=0;t=3'}, {"Retry-After": "3"}
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"), [(409, {}), (412, {}), (429, LIMITED[0]), (429, LIMITED[1]), (503, LIMITED[1]), (500, {})]
+)
+def test_conflicts_and_limits_of_the_commit_are_waited_out(hub, tmp_path, status, headers, monkeypatch):
     waited = []
     monkeypatch.setattr(client.time, "sleep", waited.append)
     run = Run(tmp_path)
-    hub.fail("/commit/", status=status, headers={"RateLimit": '"api";r=0;t=3'} if status == 429 else {})
+    hub.fail("/commit/", status=status, headers=headers)
     run.publish()
     check(hub, run)
-    assert (4.0 in waited) == (status == 429)
+    assert (4.0 in waited) == bool(headers)
 
 
 def test_a_commit_by_somebody_else_in_between_is_kept(hub, tmp_path, monkeypatch):
@@ -458,6 +464,18 @@ def test_what_others_published_is_not_replaced(hub, tmp_path):
     hub.repos[NAME].commit({"README.md": b"mine", ".speechmill": b"", "notes.txt": b"kept"})
     run.publish()
     assert hub.repos[NAME].commits[hub.repos[NAME].main]["notes.txt"] == b"kept"
+
+
+def test_preflight_knows_what_was_removed_and_whose_data_set_it_is(hub, tmp_path):
+    run = Run(tmp_path / "first")
+    removals = {"clips": ["0a" * 12], "speakers": [speaker_key("ก")]}
+    run.publish(removed=removals)
+    check_target(run.config, tmp_path / "anew")
+    assert read_removals(tmp_path / "anew") == removals
+    manifest = hub.repos[NAME].commits[hub.repos[NAME].main]["manifest.json"]
+    assert "ก" not in manifest.decode()
+    with pytest.raises(SpeechmillError, match="holds the data set demo, which other would replace"):
+        check_target(run.config | {"dataset": "other"}, tmp_path / "anew")
 
 
 def test_a_private_version_does_not_go_into_a_public_repository(hub, tmp_path):

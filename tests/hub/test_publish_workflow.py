@@ -58,6 +58,15 @@ def test_batches_are_sent_while_others_are_enhanced_and_a_second_start_writes_no
     assert len(sent_and_committed(hub)) == before
 
 
+def test_a_token_that_may_not_write_is_found_before_anything_is_computed(hub, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_of_somebody_else")
+    done = hub_run(tmp_path / "run", corpus).start(check=False)
+    assert done.status == 1
+    assert "does not know this token" in done.output
+    assert "hf_of_somebody_else" not in done.output
+    assert done.jobs["enhance"] == 0
+
+
 def remove(run: Run, *arguments: str) -> str:
     command = [sys.executable, "-m", "speechmill", "remove", "demo", "--profile", "local", "--later", *arguments]
     config = ["--directory", str(run.directory), "--", "--configfile", str(run.directory / "config.yaml")]

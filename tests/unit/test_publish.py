@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from speechmill.errors import LedgerError, SpeechmillError
 from speechmill.files import read_json, sha256_file, sha256_json
@@ -627,3 +630,69 @@ def test_a_flood_of_licences_and_languages_is_bounded(monkeypatch):
     shards._count(found, table, table.filter(pc.equal(table["state"], "accepted")))
     assert found.sources[(shards.OTHERS, shards.OTHERS)] == (7, 7.0)
     assert found.languages[shards.OTHERS] == 7
+
+
+def planned(batches: list[Batch], config: dict) -> dict[str, str]:
+    """Path -> made_from of every file of data."""
+    plan = shards.plan_files(shards.survey(batches), {"criteria": []}, config)
+    return {file.path: file.made_from for file in plan if file.is_data}
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    split_of=st.lists(st.lists(st.sampled_from(["train", "dev", "test", None]), max_size=30), min_size=1, max_size=4),
+    keep=st.integers(0, 2**30),
+    shard_seconds=st.floats(1, 40),
+)
+def test_shards_of_a_batch_hold_its_clips_of_one_split_and_know_no_other_batch(tmp_path, split_of, keep, shard_seconds):
+    config = {
+        "publish": {"kind": "hub", "shuffle": None, "seed": 0, "shard_bytes": shard_seconds * RATE * shards.FLAC_BYTES},
+        "enhance": {"sampling_rate": RATE},
+    }
+    batches, wanted = [], {}
+    for number, splits in enumerate(split_of):
+        rows = [
+            {
+                "id": f"{number}-{n}",
+                "state": "accepted" if keep >> (n % 30) & 1 else "rejected",
+                "source_split": split,
+                "duration": 0.5 + n % 7,
+            }
+            for n, split in enumerate(splits)
+        ]
+        path = tmp_path / f"b{number}.parquet"
+        write_table(pa.Table.from_pylist(rows, schema=RANKING), path)
+        batches.append(Batch(f"b{number}", path, (), audio_origin="a", metrics_origin="m"))
+        wanted |= {(f"b{number}", n): row for n, row in enumerate(rows) if row["state"] == "accepted"}
+    found = shards.survey(batches)
+    plan = shards.plan_data(found, 0, config["publish"]["shard_bytes"], RATE, by_batch=True)
+    seen = []
+    for shard in plan:
+        split, batch = re.fullmatch(r"data/(\w+)-(b\d)-\d{5}-of-\d{5}\.parquet", shard.path).groups()
+        assert {found.batches[index].id for index in found.cells[shard.cell, 0]} == {batch}
+        clips = [wanted[batch, row] for row in shard.row.tolist()]
+        names = {"dev": "validation", "test": "test"}
+        assert {names.get(clip["source_split"], "train") for clip in clips} == {split}
+        assert len(clips) == 1 or sum(clip["duration"] for clip in clips[:-1]) <= shard_seconds + 7
+        seen += [(batch, row) for row in shard.row.tolist()]
+    assert Counter(seen) == Counter(wanted.keys())
+    alone = {path: made for batch in batches for path, made in planned([batch], config).items()}
+    assert planned(batches, config) == alone
+
+
+def test_what_a_shard_is_made_of_follows_its_clips_and_where_they_come_from(run):
+    config = run.config | {"publish": run.config["publish"] | {"kind": "hub"}}
+    tables = [Batch(name, ranking, (enhanced,), "a", "m") for name, enhanced, ranking in run.batches]
+    first = planned(tables, config)
+    assert planned(tables[::-1], config) == first
+    for change in ({"audio_origin": "new"}, {"metrics_origin": "new"}):
+        other = planned([replace(tables[0], **change), *tables[1:]], config)
+        assert {path for path in first if other[path] != first[path]} == {path for path in first if "-b0-" in path}
+    seeded = planned(tables, config | {"publish": config["publish"] | {"seed": 1}})
+    assert all(seeded[path] != made for path, made in first.items())
+    one = pq.read_table(tables[1].ranking).to_pylist()
+    next(row for row in one if row["state"] == "accepted")["state"] = "rejected"
+    write_table(pa.Table.from_pylist(one, schema=pq.read_schema(tables[1].ranking)), tables[1].ranking)
+    fewer = planned(tables, config)
+    assert any(fewer.get(path) != made for path, made in first.items() if "-b1-" in path)
+    assert all(fewer[path] == made for path, made in first.items() if "-b1-" not in path)
