@@ -1,4 +1,4 @@
-"""A Hub on loopback for each test, which the real client finds through HF_ENDPOINT."""
+"""Hubs on loopback, which the real client finds through HF_ENDPOINT."""
 
 import pytest
 
@@ -13,9 +13,8 @@ def with_xet(monkeypatch, use: bool) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", not use)
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """A Hub, a valid token in the environment, and pauses between attempts that are worth no waiting."""
+def serve(monkeypatch) -> Hub:
+    """A Hub that the clients of this process and of others find, and a valid token in the environment."""
     server = Hub()
     # Other tests of this process import the client offline; it reads that once.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -24,6 +23,13 @@ def hub(monkeypatch):
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with_xet(monkeypatch, False)
+    return server
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub of the test's own, and pauses between attempts that are worth no waiting."""
+    server = serve(monkeypatch)
     monkeypatch.setattr(client, "PAUSES", (0.05, 0.2))
     yield server
     server.close()

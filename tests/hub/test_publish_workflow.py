@@ -2,15 +2,18 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from speechmill.files import read_json
 
 from ..runs import Run, make_corpus
+from .conftest import serve
 from .test_publish import NAME, rows_of, sent_and_committed
 
 LOOSE, STRICT = 0.62, 0.9  # of the corpus, three clips of two batches, and two of one
+GONE = "clip 4.wav"
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +45,39 @@ def check(hub, run: Run) -> dict:
     return sentinel
 
 
-def test_batches_are_sent_while_others_are_enhanced_and_a_second_start_writes_nothing(hub, corpus, tmp_path):
-    run = hub_run(tmp_path / "run", corpus)
-    done = run.start()
-    assert done.jobs["send"] == done.jobs["enhance"] == 3
-    check(hub, run)
-    lines = done.output.splitlines()
+def remove(run: Run, *arguments: str) -> str:
+    command = [sys.executable, "-m", "speechmill", "remove", "demo", "--profile", "local", "--later", *arguments]
+    config = ["--directory", str(run.directory), "--", "--configfile", str(run.directory / "config.yaml")]
+    done = subprocess.run([*command, *config], capture_output=True, text=True, env=run.environment())
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def kept(corpus, tmp_path_factory):
+    """A run that keeps its enhanced shards: its Hub, what its starts said, and how much they had sent each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        hub = serve(patch)
+        run = hub_run(tmp_path_factory.mktemp("kept") / "run", corpus)
+        starts, sent = [], []
+        for arguments in ((), (), ("--forcerun", "publish")):
+            starts.append(run.start(*arguments))
+            sent.append(len(sent_and_committed(hub)))
+        yield SimpleNamespace(run=run, hub=hub, starts=starts, sent=sent)
+        hub.close()
+
+
+def test_batches_are_sent_while_others_are_enhanced_and_a_second_start_writes_nothing(kept):
+    first, second, forced = kept.starts
+    assert first.jobs["send"] == first.jobs["enhance"] == 3
+    lines = first.output.splitlines()
     first_send = next(i for i, line in enumerate(lines) if "rule send:" in line)
-    last_enhance = max(i for i, line in enumerate(lines) if "rule score:" in line)
-    assert first_send < last_enhance
-    before = len(sent_and_committed(hub))
-    assert "Nothing to be done" in run.start().output
-    assert len(sent_and_committed(hub)) == before
-    run.start("--forcerun", "publish")
-    assert len(sent_and_committed(hub)) == before
+    last_score = max(i for i, line in enumerate(lines) if "rule score:" in line)
+    assert first_send < last_score
+    check(kept.hub, kept.run)
+    assert "Nothing to be done" in second.output
+    assert forced.jobs["publish"] == 1
+    assert kept.sent[0] == kept.sent[1] == kept.sent[2] > 0
 
 
 def test_a_token_that_may_not_write_is_found_before_anything_is_computed(hub, corpus, tmp_path, monkeypatch):
@@ -67,20 +89,11 @@ def test_a_token_that_may_not_write_is_found_before_anything_is_computed(hub, co
     assert done.jobs["enhance"] == 0
 
 
-def remove(run: Run, *arguments: str) -> str:
-    command = [sys.executable, "-m", "speechmill", "remove", "demo", "--profile", "local", "--later", *arguments]
-    config = ["--directory", str(run.directory), "--", "--configfile", str(run.directory / "config.yaml")]
-    done = subprocess.run([*command, *config], capture_output=True, text=True, env=run.environment())
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_without_enhanced_shards_only_batches_with_clips_that_come_in_are_enhanced_again(hub, corpus, tmp_path):
+def test_without_enhanced_shards_only_batches_with_clips_that_come_in_are_enhanced_again(hub, corpus, kept, tmp_path):
     run = hub_run(tmp_path / "run", corpus, keep_enhanced=False)
     assert run.start().jobs["enhance_again"] == 0
     check(hub, run)
     assert not list((run.results / "enhanced").glob("*"))
-    assert "Nothing to be done" in run.start().output
     some = accepted(run)
 
     run.change(rank={"threshold": STRICT})  # fewer clips: what is published is cut down, without a GPU
@@ -89,8 +102,8 @@ def test_without_enhanced_shards_only_batches_with_clips_that_come_in_are_enhanc
     check(hub, run)
     assert (some, accepted(run)) == (3, 2)
 
-    gone = next(row for row in rows_of(hub.repos[NAME].commits[hub.repos[NAME].main]))
-    assert "1 clips are on the list" in remove(run, "--clip", gone["source_id"])
+    gone = next(row["id"] for row in rows_of(hub.repos[NAME].commits[hub.repos[NAME].main]) if row["source_id"] == GONE)
+    assert "1 clips are on the list" in remove(run, "--clip", GONE)
     run.change(rank={"threshold": LOOSE})
     done = run.start()
     sentinel = check(hub, run)
@@ -101,18 +114,9 @@ def test_without_enhanced_shards_only_batches_with_clips_that_come_in_are_enhanc
     assert not list((run.results / "restored").glob("*"))
     assert "Nothing to be done" in run.start().output
     tree = hub.repos[NAME].commits[sentinel["commit"]]
-    assert gone["id"] not in {row["id"] for row in rows_of(tree)}
+    assert gone not in {row["id"] for row in rows_of(tree)}
     assert read_json(run.results / "report" / "summary.json")["rejected_by"]["removed"] == 1
-    assert gone["id"].encode() in tree["manifest.json"]
-
-    # The same as a run gives that has its enhanced shards still.
-    hub.repos.clear()
-    fresh = hub_run(tmp_path / "fresh", corpus, rank={"threshold": LOOSE})
-    fresh.results.mkdir(parents=True)
-    (fresh.results / "removed.json").write_bytes((run.results / "removed.json").read_bytes())
-    fresh.start()
-    check(hub, fresh)
-    there = hub.repos[NAME].commits[hub.repos[NAME].main]
-    assert {p: d for p, d in there.items() if p.startswith("data/")} == {
-        p: d for p, d in tree.items() if p.startswith("data/")
-    }
+    assert gone.encode() in tree["manifest.json"]
+    there = kept.hub.repos[NAME].commits[kept.hub.repos[NAME].main]
+    same = [path for path in tree if path.startswith("data/") and tree[path] == there.get(path)]
+    assert len(same) == 1  # of the batch that lost no clip: what was enhanced again is what had been published
