@@ -223,7 +223,8 @@ def publish_hub(
         card = render_card(found, profile, summary, source, config, paths, repository=repository.name, tag=tag)
         manifest = _json({**about, "version": tag, "files": shards})
         small = {CARD: card.encode(), MANIFEST: manifest, MARK: MARK_TEXT.encode()}
-        commit = _commit_series(repository, [record.sent for record in records], small, tag)
+        title = f"{config['dataset']} {tag}: {found.clips['accepted']} clips"
+        commit = _commit_series(repository, [record.sent for record in records], small, title)
         return tag, commit, {record.path: record.sent for record in records} | small
 
     try:
@@ -287,7 +288,7 @@ def _send_all(sender: Sender, plan: Sequence[Planned], uploads: int) -> list[Rec
         return list(bounded_map(pool, sender.send, plan, ahead=2 * uploads))
 
 
-def _commit_series(repository: Repository, sent: Sequence[Sent], small: Mapping[str, bytes], tag: str) -> str:
+def _commit_series(repository: Repository, sent: Sequence[Sent], small: Mapping[str, bytes], title: str) -> str:
     """Commit everything in groups; card and manifest come last. Returns the last commit."""
     _, tree = repository.head()
     keep = {file.path for file in sent}
@@ -299,7 +300,7 @@ def _commit_series(repository: Repository, sent: Sequence[Sent], small: Mapping[
     for number, group in enumerate(groups, 1):
         with_group = small if number == len(groups) else {MARK: small[MARK]}
         commit = repository.commit(
-            f"{tag} ({number} of {len(groups)})",
+            f"{title} ({number} of {len(groups)})",
             [step for step in group if isinstance(step, Sent)],
             with_group,
             [step for step in group if isinstance(step, str)],

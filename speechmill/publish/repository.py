@@ -136,8 +136,10 @@ class Repository:
             try:
                 hub.api().preupload_lfs_files(self.name, [operation], repo_type=DATASET, free_memory=False)
             except (RuntimeError, ValueError) as error:  # the uploaders' wrapping of what went wrong
-                cause = error.__cause__ if isinstance(error.__cause__, (HTTPError, OSError)) else None
-                raise cause or ConnectionError(f"upload failed: {error}") from error
+                cause = error.__cause__
+                if isinstance(cause, (HTTPError, OSError)) and not _is_of_storage(cause):
+                    raise cause from error
+                raise ConnectionError(f"upload failed: {cause or error}") from error
 
         patiently(preupload, f"{self.name} {file.path}", self.minutes, writes=True)
         if operation._upload_mode != "lfs":
@@ -228,6 +230,12 @@ class Repository:
                 self.minutes,
             )
         )
+
+
+def _is_of_storage(error: BaseException) -> bool:
+    """Whether it is the answer of the storage behind the Hub: its addresses are signed for a while, and say no after."""
+    response = getattr(error, "response", None)
+    return response is not None and not str(response.url).startswith(hub.endpoint())
 
 
 def differences(tree: Mapping[str, Listed], files: Mapping[str, Sent | bytes]) -> list[str]:

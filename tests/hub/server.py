@@ -96,6 +96,7 @@ class Hub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.storage = self.url.replace("127.0.0.1", "localhost")  # another host, as on the Hub
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def fail(self, pattern: str, **what) -> None:

@@ -327,6 +327,13 @@ def test_large_files_go_in_parts(hub, tmp_path):
     assert hub.requests("/complete$", "POST")
 
 
+def test_an_address_that_is_no_longer_valid_is_asked_for_anew(hub, tmp_path):
+    run = Run(tmp_path)
+    hub.fail(REQUESTS["storage"], status=403)
+    run.publish()
+    check(hub, run)
+
+
 def test_through_xet_equal_chunks_are_not_sent_again(hub, tmp_path, monkeypatch):
     with_xet(monkeypatch, True)
     hub.cas = tmp_path / "cas"
@@ -423,7 +430,7 @@ REFUSALS = [
     ({"pattern": "auth-check", "status": 403}, "may not write there.*publish.repo"),
     ({"pattern": "/commit/", "status": 403}, "may not write there"),
     ({"pattern": "/preupload/", "status": 404}, "no such data set.*publish.repo"),
-    ({"pattern": "/lfs/", "status": 413}, "no room.*larger plan"),
+    ({"pattern": "objects/batch", "status": 413}, "no room.*larger plan"),
     ({"pattern": "/commit/", "status": 402}, "no room"),
 ]
 

@@ -133,14 +133,17 @@ class Writes:
         for asked in json.loads(self.body)["objects"]:
             oid, size = asked["oid"], asked["size"]
             answer = {"oid": oid, "size": size}
-            base = f"{self.hub.url}/lfs/{name}/{oid}"
+            base = f"{self.hub.storage}/lfs/{name}/{oid}"
             if oid not in repo.objects:
                 upload: dict[str, Any] = {"href": base}
                 if parts and size > parts:
                     number = -(-size // parts)
                     header = {f"{part:05d}": f"{base}/{part}" for part in range(1, number + 1)}
-                    upload = {"href": f"{base}/complete", "header": {"chunk_size": str(parts)} | header}
-                answer["actions"] = {"upload": upload, "verify": {"href": f"{base}/verify"}}
+                    upload = {
+                        "href": f"{self.hub.url}/lfs/{name}/{oid}/complete",
+                        "header": {"chunk_size": str(parts)} | header,
+                    }
+                answer["actions"] = {"upload": upload, "verify": {"href": f"{self.hub.url}/lfs/{name}/{oid}/verify"}}
             answers.append(answer)
         self._json({"transfer": "multipart" if parts else "basic", "objects": answers})
 

@@ -186,6 +186,15 @@ def test_a_run_that_failed_of_something_else_is_not_reported(plan, tmp_path, don
     assert len((tmp_path / "starts").read_text()) == 1
 
 
+def test_a_batch_that_could_not_be_sent_has_not_failed(plan, tmp_path):
+    run_dir = tmp_path / "run"
+    table(run_dir, ["b1", "b2"])
+    for name in ("b1", "b2"):
+        (run_dir / "scores" / f"{name}.parquet").touch()
+    assert Supervisor(plan(FAILS.replace("enhance", "send"), failed_batches="publish")).run() == 1
+    assert len((tmp_path / "starts").read_text()) == 1
+
+
 def test_signals_drain_and_cancel(plan, tmp_path):
     body = (
         "signal.signal(signal.SIGTERM, lambda *_: (print('graceful', flush=True), time.sleep(0.3), sys.exit(1)))\n"
