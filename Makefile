@@ -36,8 +36,8 @@ demo: demo-corpus
 	@$(BIN)/speechmill summary results/demo
 
 test: demo-corpus
-	@echo "== tests"
-	@$(BIN)/python -m pytest
+	@echo "== tests: the cluster's beside all others"
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 cluster: demo-corpus
 	@$(BIN)/python tests/slurm/cluster.py start
