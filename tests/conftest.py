@@ -14,6 +14,7 @@ def finished(tmp_path_factory) -> Run:
     return run
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist takes the groups from here
 def pytest_collection_modifyitems(items):
     """With several workers, the files of a folder that shares a cluster go to one of them; others file by file."""
     for item in items:
