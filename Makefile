@@ -36,8 +36,10 @@ demo: demo-corpus
 	@$(BIN)/speechmill summary results/demo
 
 test: demo-corpus
-	@echo "== tests: the cluster's beside all others"
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@echo "== tests; those of the cluster, which mostly wait for it, run beside all others and are shown after them"
+	@log=$$(mktemp); $(BIN)/python -m pytest tests/slurm >"$$log" 2>&1 & slurm=$$!; \
+	$(BIN)/python -m pytest --ignore=tests/slurm; status=$$?; \
+	wait $$slurm || status=1; cat "$$log"; rm "$$log"; exit $$status
 
 cluster: demo-corpus
 	@$(BIN)/python tests/slurm/cluster.py start
