@@ -58,7 +58,8 @@ class Survey:
 
     The arrays have one value per accepted clip: `cell` (index into `cells`), `row` (in its row group), `size`
     (estimated bytes of its audio) and `split` (index into SPLITS). `cells` are (batch index, row group).
-    `clips` and `seconds` (of input) are by state, `sources` maps (source, licence) to accepted (clips, seconds).
+    `clips` and `seconds` (of input) are by state, `reasons` maps (rejected or errored, criterion or class) to (clips,
+    seconds of input), `sources` maps (source, licence) to accepted (clips, seconds).
     """
 
     batches: list[Batch]
@@ -71,6 +72,7 @@ class Survey:
     rows: list[int] = field(default_factory=list)  # of each batch's ranking table
     clips: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    reasons: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
     sources: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
     languages: Counter[str] = field(default_factory=Counter)
 
@@ -97,10 +99,11 @@ def survey(batches: Iterable[Batch]) -> Survey:
             if pa.types.is_floating(column.type) and column.name not in {*RANKING.names, *found.metrics}
         )
         columns = ["id", "source", "license", "language", "source_split", "state", "input_duration", "duration"]
-        ranking = pq.read_table(batch.ranking, columns=columns)
+        ranking = pq.read_table(batch.ranking, columns=[*columns, "criterion", "error_class"])
         accepted = ranking.filter(pc.equal(ranking["state"], "accepted"))
         found.rows.append(ranking.num_rows)
         _count(found, ranking, accepted)
+        _count_reasons(found, ranking)
         parts.append(_locate(found.cells, index, batch, accepted))
     if parts:
         found.cell, found.row, found.size, found.split = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -122,6 +125,18 @@ def _count(found: Survey, ranking: pa.Table, accepted: pa.Table) -> None:
     for row in pc.value_counts(accepted["language"]).to_pylist():
         language = row["values"] or ""
         found.languages[language if len(found.languages) < KINDS_COUNTED else OTHERS] += row["counts"]
+
+
+def _count_reasons(found: Survey, ranking: pa.Table) -> None:
+    reason = pc.coalesce(ranking["criterion"], ranking["error_class"], "")
+    sums = ranking.append_column("reason", reason).group_by(["state", "reason"], use_threads=False)
+    for row in sums.aggregate([("id", "count"), ("input_duration", "sum")]).to_pylist():
+        if row["state"] in ("rejected", "errored"):
+            key = (row["state"], row["reason"])
+            if key not in found.reasons and len(found.reasons) >= KINDS_COUNTED:
+                key = (row["state"], OTHERS)
+            clips, seconds = found.reasons.get(key, (0, 0.0))
+            found.reasons[key] = (clips + row["id_count"], seconds + (row["input_duration_sum"] or 0.0))
 
 
 def _locate(cells: list[tuple[int, int]], index: int, batch: Batch, accepted: pa.Table) -> tuple[np.ndarray, ...]:
