@@ -7,22 +7,35 @@ template cannot forget to, because escaping is what happens to every value that 
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
+import numpy as np
 import yaml
 
 from speechmill import __version__
+from speechmill.metrics import all_metrics
+from speechmill.publish.figure import FIGURE, telling_metrics
 from speechmill.publish.shards import Survey
+from speechmill.ranking.profile import FrozenProfile
 from speechmill.splits import SPLITS
 from speechmill.text import plain
 
 MAX_TEXT = 1000  # characters of one value
 MAX_LANGUAGES = 50
 MAX_SOURCES = 50
+MAX_REASONS = 100
+HUB = "https://huggingface.co/datasets"
+# Columns of the profile's tables; others follow.
+_ORDER = {
+    key: n for n, key in enumerate("name metric group weight direction low high ideal scale min max reason".split())
+}
+STRICTER = 0.1  # by which the example's threshold is above the profile's
 
 # The Hub's identifiers (repository cards, "License identifiers") that licences of corpora have. SPDX spells the same in
 # other letters, except for the Open Data Commons'.
@@ -39,6 +52,14 @@ _SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "
 _SIZES += [(10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B")]
 _URL = re.compile(r"(https?://[A-Za-z0-9.~:/?@!&'*+,;=%_-]*[A-Za-z0-9/_=-])")
 _MARKUP = re.compile(r"([\\`*_{}\[\]#|~!$])")
+_LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "`": r"\textasciigrave{}",
+}
 
 
 class Markup(str):
@@ -119,20 +140,63 @@ def _pattern(path: str) -> str:
     return f"{of_corpus[1]}-*-of-{of_corpus[2]}.parquet" if of_corpus else re.sub(r"-.*", "-*-of-*.parquet", path)
 
 
+def funnel(found: Survey, failed: int) -> list[tuple[str, str, int, float | None, int]]:
+    """What took clips out, in the order errored, duplicate, rejected, the most clips of each first.
+
+    (state, reason, clips, hours of decoded input, clips left) each; what is left at the end is accepted. `failed` are
+    the clips of batches that could not be processed: nothing is known of their hours.
+    """
+    lost: list[tuple[str, str, int, float | None]] = [("errored", "batch_failed", failed, None)]
+    lost.append(("duplicate", "", found.clips["duplicate"], found.input_seconds.get("duplicate", 0.0) / 3600))
+    lost += [(state, reason, n, s / 3600) for (state, reason), (n, s) in found.reasons.items()]
+    order = ("errored", "duplicate", "rejected")
+    lost = sorted((step for step in lost if step[2]), key=lambda step: (order.index(step[0]), -step[2], step[1]))
+    left = sum(found.clips.values())
+    steps: list[tuple[str, str, int, float | None, int]] = []
+    for state, reason, clips, hours in lost:
+        left -= clips
+        steps.append((state, reason, clips, hours, left))
+    return steps
+
+
+def bibtex(name: str, key: str, repository: str | None, tag: str | None) -> str:
+    """An entry of what is known; it names no year, and no author but the sources that it says to cite."""
+    fields = {"title": f"{{{_latex(name)}}}"}
+    if repository:
+        fields["url"] = f"{HUB}/{quote(repository)}"
+    if tag:
+        fields["version"] = _latex(tag)
+    fields["note"] = f"Processed with speechmill {__version__}; cite its sources as well"
+    label = re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-") or "dataset"
+    lines = [f"  {field} = {{{value}}}," for field, value in fields.items()]
+    return "\n".join([f"@misc{{{label},", *lines, "}"])
+
+
+def _latex(value: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in plain(value, MAX_TEXT))
+
+
+def _loading(repository: str | None, tag: str | None) -> dict[str, Markup]:
+    """Python of the examples: what they load, and the argument that names its version, if any.
+
+    A JSON string is a Python literal without line breaks, so that no name leaves the quotes or the code block.
+    """
+    revision = f", revision={json.dumps(plain(tag))}" if tag else ""
+    return {"where": Markup(json.dumps(plain(repository)) if repository else "here"), "revision": Markup(revision)}
+
+
 def table_of(value: Any) -> tuple[list[str], list[list[Any]]]:
     """Header and rows of a part of the profile: a mapping of names to values or settings, or a list of settings."""
     if isinstance(value, Mapping):
         items = [{"name": n, **(v if isinstance(v, Mapping) else {"value": v})} for n, v in value.items()]
     else:
         items = [dict(v) if isinstance(v, Mapping) else {"name": v} for v in value or []]
-    header = list(dict.fromkeys(key for item in items for key in item))
+    header = sorted(dict.fromkeys(key for item in items for key in item), key=lambda key: _ORDER.get(key, len(_ORDER)))
     return header, [["" if item.get(key) is None else item[key] for key in header] for item in items]
 
 
 def declared_metrics() -> Mapping[str, Any]:
     """Every metric that a module declares: name to unit, range, direction and description."""
-    from speechmill.metrics import all_metrics  # not above: it brings the models' libraries
-
     return all_metrics()
 
 
@@ -148,6 +212,10 @@ def metric_rows(metrics: Mapping[str, Mapping[str, float | None]], declared: Map
 
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
+
+
+def _hours(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.2f}" if value >= 1 else f"{value:.4f}"
 
 
 def _cell(value: Any) -> str:
@@ -168,7 +236,14 @@ def render_card(
     repository: str | None = None,
     tag: str | None = None,
 ) -> str:
-    """The whole README.md; `paths` are the shards below the data set. Nothing in it depends on time."""
+    """The whole README.md. Nothing in it depends on time.
+
+    `paths` are the shards below the data set, and `FIGURE` where it is there. `repository` (owner/name on the Hub) and
+    `tag` (the version's) are what readers load; without them the examples load the folder that they run in.
+
+    Raises:
+        ConfigError: there is a figure, and the profile was edited after it was frozen.
+    """
     environment = jinja2.Environment(
         finalize=escape,
         undefined=jinja2.StrictUndefined,
@@ -176,17 +251,34 @@ def render_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"number": _number, "cell": lambda value: Markup(_cell(value))}
+    environment.filters |= {"number": _number, "hours": _hours, "cell": lambda value: Markup(_cell(value))}
     template = environment.from_string(resources.files(__package__).joinpath("card.md").read_text(encoding="utf-8"))
+    if not repository:
+        tag = None  # alone it says nothing
+    shown = telling_metrics(FrozenProfile.from_json(profile), summary["metrics"]) if FIGURE in paths else []
+    per_split = np.bincount(found.split, minlength=len(SPLITS))
+    steps = funnel(found, sum(summary["failed_batches"].values()))
     sources = [[*key, clips, s / 3600] for key, (clips, s) in sorted(found.sources.items())]
     return template.render(
         front_matter=Markup(front_matter(found, source, config, paths)),
         name=_name(config),
         accepted=found.clips["accepted"],
         hours=found.accepted_seconds / 3600,
-        states=[
-            (s, found.clips[s], found.input_seconds[s] / 3600) for s in ("accepted", "rejected", "errored", "duplicate")
-        ],
+        input_clips=sum(found.clips.values()),
+        input_hours=sum(found.input_seconds.values()) / 3600,
+        steps=steps[:MAX_REASONS],
+        more_steps=len(steps) - MAX_REASONS,
+        accepted_hours=found.input_seconds.get("accepted", 0.0) / 3600,
+        removed=summary["rejected_by"].get("removed", 0),
+        figure=FIGURE if FIGURE in paths else None,
+        shown=shown,
+        stricter=f"{min(1.0, round(profile['threshold'] + STRICTER, 6)):g}",
+        repository=repository,
+        tag=tag,
+        page=Markup(f"{HUB}/{quote(repository)}") if repository else None,
+        tree=Markup(f"tree/{quote(tag, safe='')}") if tag else None,
+        loading=_loading(repository, tag),
+        bibtex=Markup(bibtex(_name(config), repository or config["dataset"], repository, tag)),
         languages=", ".join(_languages(found)[:MAX_LANGUAGES]),
         summary=summary,
         metrics=metric_rows(summary["metrics"], declared_metrics()),
@@ -197,6 +289,6 @@ def render_card(
         source=source,
         terms=config["source"]["terms"],
         enhance=config["enhance"],
-        splits=[entry["split"] for entry in _data_files(paths, "data")],
+        splits=[(e["split"], int(per_split[SPLITS.index(e["split"])])) for e in _data_files(paths, "data")],
         version=__version__,
     )

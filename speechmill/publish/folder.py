@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,16 +23,18 @@ from speechmill import __version__
 from speechmill.errors import LedgerError, SpeechmillError
 from speechmill.files import atomic_path, sha256_file, sha256_json, write_json, write_text
 from speechmill.publish.card import render_card
+from speechmill.publish.figure import FIGURE, write_figure
 from speechmill.publish.shards import Batch, Survey, plan_files, survey
 
 CARD = "README.md"
 MARK = ".speechmill"
 MARK_TEXT = (
-    "speechmill writes README.md, data/ and scores/ of this folder, and replaces and removes its shards there.\n"
+    "speechmill writes README.md, assets/metrics.png, data/ and scores/ of this folder, and replaces and removes its "
+    "shards there.\n"
 )
 SHARD = r"(train|validation|test)-([A-Za-z0-9_-]+-)?\d{5,}-of-\d{5,}\.parquet"
 _OURS = re.compile(SHARD)
-_LEFTOVER = re.compile(rf"\.({SHARD}|README\.md|\.speechmill)\.\d+\.tmp")
+_LEFTOVER = re.compile(rf"\.({SHARD}|README\.md|metrics\.png|\.speechmill)\.\d+\.tmp")
 
 
 def publish_folder(
@@ -50,6 +53,7 @@ def publish_folder(
 
     Raises:
         LedgerError: the tables do not agree with each other or with the summary.
+        ConfigError: the profile was edited after it was frozen.
         SpeechmillError: the folder holds files that are not ours where ours would go, or it cannot be written, or
             what was read back is not what was written.
     """
@@ -63,6 +67,9 @@ def publish_folder(
         files = [_place(target, planned.path, planned.build) for planned in plan_files(found, profile, config)]
         rows = sum(f["rows"] for f in files if f["path"].startswith("data/"))
         _remove_stale(target, {f["path"] for f in files})
+        rankings = [batch.ranking for batch in found.batches]
+        figure = partial(write_figure, ranking_files=rankings, profile=profile, summary=summary)
+        files.append(_place(target, FIGURE, figure))
         card = render_card(found, profile, summary, source, config, [f["path"] for f in files])
         data = card.encode()
         files.append({"path": CARD, "sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "rows": None})
@@ -108,14 +115,14 @@ def _claim(target: Path) -> None:
     """Make sure that what is replaced in the folder is ours, and sweep up after a killed process."""
     mark = target / MARK
     if not mark.is_file():
-        foreign = [p for p in [target / CARD, *_shards(target)] if p.exists()]
+        foreign = [p for p in [target / CARD, target / FIGURE, *_shards(target)] if p.exists()]
         if foreign:
             raise SpeechmillError(
                 f"{foreign[0]} was not written by speechmill and would be replaced. Set publish.path to an empty "
                 f"folder; or, if all of {target} may be replaced, create an empty file {mark} and run again."
             )
         write_text(mark, MARK_TEXT)
-    for folder in (target, target / "data", target / "scores"):
+    for folder in (target, target / "data", target / "scores", (target / FIGURE).parent):
         for path in folder.glob(".*.tmp"):
             if _LEFTOVER.fullmatch(path.name):
                 path.unlink()
@@ -154,7 +161,7 @@ class HashingSink:
         return self._digest.hexdigest()
 
 
-def _place(target: Path, path: str, build: Callable[[Any], int]) -> dict[str, Any]:
+def _place(target: Path, path: str, build: Callable[[Any], int | None]) -> dict[str, Any]:
     """Build a file beside its final name and rename it, unless the same bytes are there already."""
     final = target / path
     with suppress(_UnchangedError), atomic_path(final) as temporary:

@@ -9,6 +9,7 @@ and only then the sentinel is written. Whoever reads a tag reads a complete vers
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -30,6 +31,7 @@ from speechmill.files import read_json, sha256_json, write_json
 from speechmill.job import stage_timing
 from speechmill.parallel import bounded_map
 from speechmill.publish.card import render_card
+from speechmill.publish.figure import FIGURE, write_figure
 from speechmill.publish.folder import CARD, MARK, MARK_TEXT, SHARD, HashingSink, check_balance
 from speechmill.publish.repository import FILES_PER_COMMIT, LostObjectsError, Repository, Sent, differences
 from speechmill.publish.shards import Batch, Planned, Survey, origin_of, plan_files, survey
@@ -206,10 +208,12 @@ def publish_hub(
     sender = Sender(repository, folder)
     sender.sweep(planned.path for planned in plan)
     records = _send_all(sender, plan, settings["uploads"])
+    figure = io.BytesIO()
+    write_figure(figure, [batch.ranking for batch in found.batches], profile, summary)
 
     def commit_all() -> tuple[str, str, dict[str, Sent | bytes]]:
         shards = sorted((record.listed for record in records), key=lambda file: file["path"])
-        paths = [record.path for record in records]
+        paths = [*(record.path for record in records), FIGURE]
         card = render_card(found, profile, summary, source, config, paths)
         about = {
             "dataset": config["dataset"],
@@ -222,7 +226,7 @@ def publish_hub(
         tag = f"v{sha256_json([about, shards, card])[:12]}"
         card = render_card(found, profile, summary, source, config, paths, repository=repository.name, tag=tag)
         manifest = _json({**about, "version": tag, "files": shards})
-        small = {CARD: card.encode(), MANIFEST: manifest, MARK: MARK_TEXT.encode()}
+        small = {CARD: card.encode(), FIGURE: figure.getvalue(), MANIFEST: manifest, MARK: MARK_TEXT.encode()}
         title = f"{config['dataset']} {tag}: {found.clips['accepted']} clips"
         commit = _commit_series(repository, [record.sent for record in records], small, title)
         return tag, commit, {record.path: record.sent for record in records} | small

@@ -95,7 +95,8 @@ class Survey:
 
     The arrays have one value per accepted clip: `cell` (index into `cells`), `row` (of the ranking table), `seconds`
     (of its audio) and `split` (index into SPLITS). `cells` (C, 2) are batch index and number of the run of rows.
-    `clips` and `input_seconds` are by state, `sources` maps (source, licence) to accepted (clips, seconds).
+    `clips` and `input_seconds` are by state, `reasons` maps (rejected or errored, criterion or class) to (clips,
+    seconds of input), `sources` maps (source, licence) to accepted (clips, seconds).
     """
 
     batches: list[Batch]
@@ -108,6 +109,7 @@ class Survey:
     rows: list[int] = field(default_factory=list)  # of each batch's ranking table
     clips: Counter[str] = field(default_factory=Counter)
     input_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    reasons: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
     sources: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
     languages: Counter[str] = field(default_factory=Counter)
 
@@ -132,7 +134,7 @@ def survey(batches: Iterable[Batch]) -> Survey:
             if pa.types.is_floating(column.type) and column.name not in {*RANKING.names, *found.metrics}
         )
         columns = ["id", "source", "license", "language", "source_split", "state", "input_duration", "duration"]
-        ranking = pq.read_table(batch.ranking, columns=columns)
+        ranking = pq.read_table(batch.ranking, columns=[*columns, "criterion", "error_class"])
         accepted = ranking.filter(pc.equal(ranking["state"], "accepted"))
         if pc.count_distinct(accepted["id"]).as_py() < len(accepted):
             raise LedgerError(
@@ -140,6 +142,7 @@ def survey(batches: Iterable[Batch]) -> Survey:
             )
         found.rows.append(ranking.num_rows)
         _count(found, ranking, accepted)
+        _count_reasons(found, ranking)
         rows = np.flatnonzero(pc.equal(ranking["state"], "accepted").to_numpy())
         runs = np.arange(-(-ranking.num_rows // RUN_ROWS), dtype=np.int32)
         of_batch = np.stack([np.full_like(runs, index), runs], 1)
@@ -168,6 +171,18 @@ def _count(found: Survey, ranking: pa.Table, accepted: pa.Table) -> None:
     for row in pc.value_counts(accepted["language"]).to_pylist():
         language = row["values"] or ""
         found.languages[language if len(found.languages) < KINDS_COUNTED else OTHERS] += row["counts"]
+
+
+def _count_reasons(found: Survey, ranking: pa.Table) -> None:
+    reason = pc.coalesce(ranking["criterion"], ranking["error_class"], "")
+    sums = ranking.append_column("reason", reason).group_by(["state", "reason"], use_threads=False)
+    for row in sums.aggregate([("id", "count"), ("input_duration", "sum")]).to_pylist():
+        if row["state"] in ("rejected", "errored"):
+            key = (row["state"], row["reason"])
+            if key not in found.reasons and len(found.reasons) >= KINDS_COUNTED:
+                key = (row["state"], OTHERS)
+            clips, seconds = found.reasons.get(key, (0, 0.0))
+            found.reasons[key] = (clips + row["id_count"], seconds + (row["input_duration_sum"] or 0.0))
 
 
 @dataclass(frozen=True)

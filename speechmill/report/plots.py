@@ -76,7 +76,7 @@ class Spectrogram:
 
 
 @contextmanager
-def _figure(width: float, height: float, dpi: int = 72) -> Iterator[Figure]:
+def new_figure(width: float, height: float, dpi: int = 72) -> Iterator[Figure]:
     """A figure of so many inches, apart from pyplot's global state and from anybody's own style file."""
     from matplotlib.figure import Figure
 
@@ -100,13 +100,13 @@ def number(value: float, digits: int = 4) -> str:
     return text.replace("-", "−")
 
 
-def _counts(distribution: Distribution, edges: np.ndarray) -> np.ndarray:
+def binned(distribution: Distribution, edges: np.ndarray) -> np.ndarray:
     """Values per bin (B,); what lies beyond the edges is counted in the outermost bins."""
     values, counts = distribution.steps()
     return np.histogram(np.clip(values, edges[0], edges[-1]), bins=edges, weights=counts)[0]
 
 
-def _count_axis(axes: Axes) -> None:
+def count_axis(axes: Axes) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     axes.set_ylabel("clips")
@@ -120,16 +120,16 @@ def closeness_chart(found: Overview, threshold: float, width: float) -> Chart:
     parts = (("accepted", "accepted", GREEN), ("closeness", "below", VERMILION), ("gate", "failed a gate", GREY))
     edges = np.linspace(0, 1, CLOSENESS_BINS + 1)
     below = np.zeros(CLOSENESS_BINS)
-    with _figure(width, 2.6) as figure:
+    with new_figure(width, 2.6) as figure:
         axes = figure.add_subplot()
         for name, _, colour in parts:
-            above = below + _counts(found.closeness[name], edges)
+            above = below + binned(found.closeness[name], edges)
             axes.stairs(above, edges, baseline=below, fill=True, color=colour, linewidth=0)
             below = above
         axes.axvline(threshold, color=INK, linewidth=1.5, linestyle=(0, (4, 2)))
         axes.set_xlim(0, 1)
         axes.set_xlabel("closeness to the ideal (0 worst, 1 best)")
-        _count_axis(axes)
+        count_axis(axes)
         svg = _svg(figure)
     counts = ", ".join(f"{found.closeness[name].count} {label}" for name, label, _ in parts)
     return Chart("Closeness", svg, f"Histogram of closeness with the threshold at {number(threshold)}: {counts}.")
@@ -159,14 +159,14 @@ def _metric_chart(
     criteria = [criterion for criterion in profile.criteria if criterion.metric in panel]
     series = {name: found.metrics[name] for name in panel if found.metrics[name].count}
     logarithmic = any(criterion.scale == "log10" for criterion in criteria)
-    edges = _edges(list(series.values()), gates, criteria, logarithmic, metric)
-    with _figure(3.5, 2.1) as figure:
+    edges = bin_edges(list(series.values()), gates, criteria, logarithmic, metric)
+    with new_figure(3.5, 2.1) as figure:
         axes = figure.add_subplot()
         for name, values in series.items():
             # With two of them, the input is an area and what is published a line over it.
             area = name.startswith(INPUT_PREFIX) or len(series) == 1
             colour = SKY if name.startswith(INPUT_PREFIX) else BLUE
-            counts = _counts(values, edges)
+            counts = binned(values, edges)
             axes.stairs(counts, edges, fill=area, color=colour, linewidth=0 if area else 1.6)
         _draw_limits(axes, gates, criteria, edges)
         if logarithmic:
@@ -177,7 +177,7 @@ def _metric_chart(
         axes.set_xlabel(f"{title} ({unit})" if unit else title)
         if not logarithmic:
             axes.locator_params(axis="x", nbins=6)
-        _count_axis(axes)
+        count_axis(axes)
         svg = _svg(figure)
     spread = [_spread(name if len(panel) > 1 else "", values, unit) for name, values in series.items()]
     notes = [
@@ -190,7 +190,7 @@ def _metric_chart(
     return Chart(title, svg, alt, metric.description if metric else "", [*spread, *notes])
 
 
-def _edges(
+def bin_edges(
     series: list[Distribution],
     gates: list[Gate],
     criteria: list[Criterion],
@@ -261,7 +261,7 @@ def spectrogram_png(spectrogram: Spectrogram, loudest: float) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
-    with _figure(4.0, 1.6, DPI) as figure:
+    with new_figure(4.0, 1.6, DPI) as figure:
         axes = figure.add_subplot()
         axes.grid(False)
         axes.imshow(
@@ -300,7 +300,7 @@ def level_scale() -> Chart:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    with _figure(3.6, 0.62) as figure:
+    with new_figure(3.6, 0.62) as figure:
         axes = figure.add_subplot()
         axes.grid(False)
         colours = ScalarMappable(Normalize(-RANGE_DB, 0), COLOUR_MAP)

@@ -23,7 +23,7 @@ from speechmill import hub as client
 from speechmill.errors import SpeechmillError
 from speechmill.files import read_json, write_json
 from speechmill.hub import HubRefusedError
-from speechmill.publish import card, repository
+from speechmill.publish import repository
 from speechmill.publish.hub import check_target, publish_hub, send_batch
 from speechmill.publish.shards import Batch, origin_of
 from speechmill.removal import read_removals, speaker_key
@@ -55,8 +55,7 @@ IMPATIENT = {"whoami", "right", "commit", "tag", "card", "refs"}  # what the cli
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    """No waiting in the client, either; and the metrics of the made-up tables."""
-    monkeypatch.setattr(card, "declared_metrics", lambda: {"snr_db": SimpleNamespace(unit="dB", description="")})
+    """No waiting in the client, either."""
     patient = SimpleNamespace(**{name: getattr(time, name) for name in dir(time)} | {"sleep": lambda seconds: None})
     monkeypatch.setattr("huggingface_hub.utils._http.time", patient)
 
@@ -103,12 +102,10 @@ import sys
 from pathlib import Path
 from speechmill import hub
 from speechmill.files import read_json
-from speechmill.publish import card
 from speechmill.publish.hub import publish_hub, send_batch
 from speechmill.publish.repository import Repository
 from speechmill.publish.shards import Batch
 hub.PAUSES = (0.05, 0.2)
-card.declared_metrics = dict
 directory = Path(sys.argv[1])
 run, folder = read_json(directory / "run.json"), directory / "on_hub"
 batches = [Batch(n, Path(r), (Path(e),), "same", "same") for n, e, r in read_json(directory / "tables.json")]

@@ -13,23 +13,21 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from speechmill.errors import LedgerError, SpeechmillError
 from speechmill.files import read_json, sha256_file, sha256_json
-from speechmill.publish import card, folder, shards
+from speechmill.publish import folder, shards
 from speechmill.publish.folder import publish_folder
 from speechmill.publish.shards import Batch
+from speechmill.ranking.profile import Criterion, FrozenProfile, Gate, _hash
 from speechmill.shards import ENHANCED, RANKING, with_models, write_table
 
 RATE = 16000
@@ -42,17 +40,29 @@ needs_torchcodec = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def _metrics(monkeypatch):
-    declared = {"snr_db": SimpleNamespace(name="snr_db", unit="dB", description="Speech to noise | ratio")}
-    monkeypatch.setattr(card, "declared_metrics", lambda: declared)
-
-
 def flac(seed: int, seconds: float) -> bytes:
     samples = np.random.default_rng(seed).normal(0, 0.1, round(seconds * RATE))
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, RATE, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
+
+
+def make_profile(threshold: float) -> FrozenProfile:
+    body = {
+        "name": "asr",
+        "version": 1,
+        "description": EVIL,
+        "threshold": threshold,
+        "min_coverage": 0.8,
+        "gates": (Gate("snr_db", 0.0, None, EVIL),),
+        "criteria": (
+            Criterion("snr_db", "noise", 0.0, 40.0, "benefit", 0.7),
+            Criterion("dnsmos_p808", "quality", 1.0, 5.0, "target", 0.3, (3.0, 5.0)),
+        ),
+        "dropped_criteria": (),
+        "dropped_gates": (),
+    }
+    return FrozenProfile(**body, sha256=_hash(FrozenProfile(**body, sha256="")))
 
 
 class Run:
@@ -93,12 +103,7 @@ class Run:
                 "task_categories": ["automatic-speech-recognition"],
             },
         }
-        self.profile = {
-            "name": "asr",
-            "threshold": threshold,
-            "criteria": {"snr_db": {"weight": 0.5, "low": 0, "high": 40}},
-            "gates": [{"metric": "snr_db", "min": 0}],
-        }
+        self.profile = make_profile(threshold).to_json()
         for b in range(batches):
             self._batch(f"b{b}", range(b * clips // batches, (b + 1) * clips // batches), threshold, row_group)
         self.summary = {
@@ -138,6 +143,10 @@ class Run:
                 "input_duration": seconds + 0.5,
             }
             scored = {"state": state, "closeness": closeness, "batch": name, "failed_gates": [], **row}
+            if state == "rejected":
+                scored |= {"criterion": "closeness", "value": closeness, "threshold": threshold}
+            elif state == "errored":
+                scored |= {"error_class": EVIL, "closeness": None}
             ranking.append({**scored, "snr_db": float(n), "dnsmos_p808": 3.5, "input_snr_db": None})
             if state == "errored":
                 continue
@@ -193,19 +202,6 @@ def _hashes(target: Path) -> dict[str, str]:
 @pytest.fixture
 def run(tmp_path):
     return Run(tmp_path)
-
-
-@pytest.fixture
-def datasets(tmp_path, monkeypatch):
-    """The library `datasets`, offline and with its caches in the test's folder."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf" / "datasets"))
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf" / "datasets")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
-    return datasets
 
 
 def test_every_accepted_clip_is_published_once_with_its_bytes_and_values(run):
@@ -375,7 +371,7 @@ def test_a_changed_ranking_replaces_and_removes_shards_and_leaves_foreign_files(
     assert after - listed == {folder.MARK, *(p.relative_to(run.target).as_posix() for p in foreign)}
 
 
-@pytest.mark.parametrize("foreign", ["README.md", "data/train-00000-of-00001.parquet"])
+@pytest.mark.parametrize("foreign", ["README.md", "assets/metrics.png", "data/train-00000-of-00001.parquet"])
 def test_a_data_set_of_somebody_else_is_not_replaced(run, foreign):
     path = run.target / foreign
     path.parent.mkdir(parents=True)
@@ -420,8 +416,7 @@ def test_a_killed_process_is_completed_by_the_next(run, tmp_path):
     program = """
 import json, os, signal, sys
 from pathlib import Path
-from speechmill.publish import card, folder, shards
-card.declared_metrics = dict
+from speechmill.publish import folder, shards
 real, calls = shards.write_data, iter(range(100))
 def dying(sink, **arguments):
     result = real(sink, **arguments)
@@ -515,121 +510,6 @@ def test_load_dataset_decodes(run, datasets):
     expected, rate = soundfile.read(io.BytesIO(run.truth[clips[0]["id"]]["bytes"]), dtype="float32")
     assert audio["sampling_rate"] == rate == RATE
     np.testing.assert_allclose(samples, expected, atol=1e-4)
-
-
-def test_the_code_of_the_card_runs(run, datasets):
-    pytest.importorskip("pandas")
-    run.publish()
-    blocks = re.findall(r"```python\n(.*?)```", (run.target / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 2
-    names: dict = {}
-    exec("\n".join(blocks).replace('"."', repr(str(run.target))), names)
-    train = set(names["clips"]["id"])
-    assert set(names["strict"]["id"]) == {i for i, t in run.truth.items() if t["closeness"] >= 0.8 and i in train}
-    assert names["strict"].num_rows > 0
-
-
-def test_front_matter(run):
-    run.publish()
-    text = (run.target / "README.md").read_text()
-    block = yaml.safe_load(text.split("---\n")[1])
-    trains = len(list((run.target / "data").glob("train-*")))
-    assert block["license"] == ["cc-by-sa-3.0", "cc0-1.0"]
-    assert block["language"] == ["en", "th"]
-    assert block["pretty_name"] == " ".join(EVIL.replace("\u202e", "").split())
-    assert block["size_categories"] == ["n<1K"]
-    assert "audio" in block["tags"]
-    default, scores = block["configs"]
-    assert default["config_name"] == "default"
-    assert default["data_files"][0] == {"split": "train", "path": f"data/train-*-of-{trains:05d}.parquet"}
-    assert [entry["split"] for entry in default["data_files"]] == ["train", "validation", "test"]
-    assert scores == {
-        "config_name": "scores",
-        "data_files": [{"split": "train", "path": "scores/train-*-of-00001.parquet"}],
-    }
-
-
-def test_the_body_escapes_and_says_what_it_should(run):
-    run.publish()
-    body = (run.target / "README.md").read_text().split("---\n", 2)[2]
-    lines = body.splitlines()
-    assert "<script" not in body
-    assert not re.search(r"(?<!\\)\[x(?<!\\)\]\(", body)
-    assert [line for line in lines if line.startswith("# ")] == [f"# {card.escape(EVIL)}"]
-    assert "---" not in lines
-    assert "\u202e" not in body
-    for table in re.findall(r"(?:^\|.*\n)+", body, re.MULTILINE):  # every row has its header's number of cells
-        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
-    assert "| snr\\_db | 1 | 2.5 |  | dB | Speech to noise \\| ratio |" in body
-    assert "| dnsmos\\_p808 | 1 | 2.5 |  |  |  |" in body
-    assert f"| accepted | {run.states['accepted']} |" in body
-    assert "threshold 0.2" in body
-    assert "f" * 64 in body
-    assert "| name | weight | low | high |" in body
-    assert str(run.directory) not in body
-
-
-@pytest.mark.parametrize(
-    ("value", "escaped"),
-    [
-        ("a\n\n# b", "a \\# b"),
-        ("<b>&amp;", "&lt;b&gt;&amp;amp;"),
-        ("[x](javascript:alert)", "\\[x\\](javascript:alert)"),
-        ("a|b`c*d_e~f$g!h\\", "a\\|b\\`c\\*d\\_e\\~f\\$g\\!h\\\\"),
-        ("by https://a.b/c_d.", "by <https://a.b/c_d>."),
-        ("see http://a.b/<script>", "see <http://a.b/>&lt;script&gt;"),
-        ("ก\u202eข\u0000", "ก ข"),
-        (3, "3"),
-    ],
-)
-def test_escape(value, escaped):
-    assert card.escape(value) == escaped
-
-
-@pytest.mark.parametrize(
-    ("license", "identifier"),
-    [
-        ("CC-BY-SA-3.0", "cc-by-sa-3.0"),
-        ("CC0-1.0", "cc0-1.0"),
-        ("Apache-2.0", "apache-2.0"),
-        ("GPL-3.0-or-later", "gpl-3.0"),
-        ("ODbL-1.0", "odbl"),
-        ("https://creativecommons.org/licenses/by-nc/4.0/", "cc-by-nc-4.0"),
-        ("http://creativecommons.org/publicdomain/zero/1.0/", "cc0-1.0"),
-        ("https://creativecommons.org/licenses/evil/4.0/", "other"),
-        ("research only", "other"),
-        (None, "unknown"),
-        ("  ", "unknown"),
-    ],
-)
-def test_licences(license, identifier):
-    assert card.hub_license(license) == identifier
-
-
-def test_a_licence_that_the_hub_does_not_know_is_named():
-    found = shards.Survey([], sources={("x", "https://example.org/Terms_1?a=b"): (1, 1.0)})
-    config = {"publish": {"pretty_name": None, "task_categories": []}, "dataset": "demo"}
-    block = yaml.safe_load(card.front_matter(found, {}, config, []))
-    assert (block["license"], block["license_link"]) == ("other", "https://example.org/Terms_1?a=b")
-    assert re.fullmatch("[a-z0-9.-]+", block["license_name"])
-
-
-def test_a_flood_of_licences_and_languages_is_bounded(monkeypatch):
-    monkeypatch.setattr(shards, "KINDS_COUNTED", 3)
-    found = shards.Survey([])
-    columns = {
-        "id": [str(n) for n in range(10)],
-        "source": ["s"] * 10,
-        "license": [f"l{n}" for n in range(10)],
-        "language": [f"l{n}" for n in range(10)],
-        "state": ["accepted"] * 10,
-        "input_duration": [1.0] * 10,
-        "duration": [1.0] * 10,
-    }
-    table = pa.table(columns)
-    shards._count(found, table, table.filter(pc.equal(table["state"], "accepted")))
-    assert found.sources[(shards.OTHERS, shards.OTHERS)] == (7, 7.0)
-    assert found.languages[shards.OTHERS] == 7
 
 
 def planned(batches: list[Batch], config: dict) -> dict[str, str]:

@@ -428,7 +428,7 @@ def test_charts_count_every_value_and_draw_gates_and_bounds(corpus):
     assert plots.VERMILION.lower() in svg.lower()
     assert plots.SKY.lower() in svg.lower()
     edges = np.linspace(9, 11, 5)  # all values beyond the ends are in the outermost bins
-    assert plots._counts(found.metrics["snr_db"], edges).sum() == found.metrics["snr_db"].count
+    assert plots.binned(found.metrics["snr_db"], edges).sum() == found.metrics["snr_db"].count
 
 
 # The page

@@ -1,0 +1,165 @@
+"""The figure of the data set card: how the accepted clips differ from the rejected ones, as one PNG.
+
+Only what the clips were judged by is compared, so clips that were kept out for what they are (held-out splits, removals
+on request) are left out, as are those that have no closeness.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from speechmill.metrics import Metric, all_metrics
+from speechmill.ranking.profile import FrozenProfile
+from speechmill.report.plots import BLUE, CLOSENESS_BINS, INK, VERMILION, bin_edges, binned, count_axis, new_figure
+from speechmill.report.summary import READ_ROWS, Distribution
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FIGURE = "assets/metrics.png"  # below the data set
+SHOWN = 6  # metrics beside closeness and duration
+STATES = ("accepted", "rejected")
+NOT_JUDGED = ("held_out", "removed")  # criteria that say nothing about a clip's quality
+COLUMNS = 3
+MERGED = 2  # bins of the report's wider charts that are one here
+WIDTH_IN, ROW_IN, LEGEND_IN = 9.0, 2.2, 0.4
+DPI = 200  # 1,800 pixels wide: sharp where 900 are shown
+DURATION = Metric("duration", "s", 0, 3600, "target", "Length of the published clip", "decoded")
+
+Histograms = Mapping[str, Mapping[str, Distribution]]  # column -> state -> values
+
+
+def write_figure(
+    sink: BinaryIO, ranking_files: Iterable[Path], profile: Mapping[str, Any], summary: Mapping[str, Any]
+) -> None:
+    """Write the figure of a run: `profile` and `summary` are the contents of its files of that name.
+
+    Raises:
+        ConfigError: the profile was edited after it was frozen.
+    """
+    frozen = FrozenProfile.from_json(dict(profile))
+    found = count_histograms(ranking_files, telling_metrics(frozen, summary["metrics"]))
+    sink.write(metrics_figure(found, frozen, all_metrics()))
+
+
+def telling_metrics(profile: FrozenProfile, measured: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """At most `SHOWN` of the metrics that clips were judged by, the heaviest first.
+
+    The heaviest of every group comes before the second of any: those of a group say much the same. Gates come last.
+    `measured` maps names to quantiles, as in the summary; a metric without a median is left out.
+    """
+    seen: set[str] = set()
+    ranks = {}
+    for criterion in sorted(profile.criteria, key=lambda c: (-c.weight, c.metric)):
+        ranks[criterion.metric] = (criterion.group in seen, -criterion.weight)
+        seen.add(criterion.group)
+    names = [*sorted(ranks, key=lambda name: (ranks[name], name)), *(gate.metric for gate in profile.gates)]
+    return [n for n in dict.fromkeys(names) if measured.get(n, {}).get("p50") is not None][:SHOWN]
+
+
+def count_histograms(ranking_files: Iterable[Path], metrics: Sequence[str]) -> Histograms:
+    """Values of closeness, duration and `metrics` over the ranked clips, by what became of them.
+
+    Memory depends on neither clips nor files (`Distribution`), and the result not on their order.
+    """
+    found = {name: {state: Distribution() for state in STATES} for name in ("closeness", "duration", *metrics)}
+    for path in ranking_files:
+        with pq.ParquetFile(path) as file:
+            there = [name for name in found if name in file.schema_arrow.names]
+            for part in file.iter_batches(batch_size=READ_ROWS, columns=["state", "criterion", *there]):
+                table = pa.Table.from_batches([part])
+                judged = pc.invert(pc.is_in(table["criterion"], value_set=pa.array(NOT_JUDGED)))
+                ranked = table.filter(pc.and_(judged, pc.is_valid(table["closeness"])))
+                for state in STATES:
+                    rows = ranked.filter(pc.equal(ranked["state"], state))
+                    for name in there:
+                        found[name][state].add(pc.cast(rows[name], pa.float64()).to_numpy())
+    return found
+
+
+def metrics_figure(found: Histograms, profile: FrozenProfile, declared: Mapping[str, Metric]) -> bytes:
+    """PNG of small histograms of all columns of `found`, closeness first; the same bytes from the same numbers.
+
+    A metric that `declared` lacks has no unit. Colour and shape both tell the states apart: accepted is an area,
+    rejected a line.
+    """
+    others = [name for name in found if name != "closeness"]
+    rows = -(-(2 + len(others)) // COLUMNS)  # closeness is two columns wide
+    with new_figure(WIDTH_IN, rows * ROW_IN + LEGEND_IN, DPI) as figure:
+        grid = figure.add_gridspec(rows, COLUMNS)
+        handles = _closeness(figure.add_subplot(grid[0, :2]), found["closeness"], profile.threshold)
+        for cell, name in enumerate(others, start=2):
+            axes = figure.add_subplot(grid[divmod(cell, COLUMNS)])
+            _metric(axes, name, found[name], profile, DURATION if name == "duration" else declared.get(name))
+        labels = [f"{state} ({found['closeness'][state].count:,} scored clips)" for state in STATES]
+        figure.legend(handles, [*labels, "threshold or gate"], loc="outside upper left", ncols=3, frameon=False)
+        data = io.BytesIO()
+        figure.savefig(data, format="png", metadata={"Software": None})  # which names matplotlib's version
+    return data.getvalue()
+
+
+def _closeness(axes: Axes, found: Mapping[str, Distribution], threshold: float) -> list[Any]:
+    """Draw the panel of closeness; the legend's handles of accepted, rejected and limit."""
+    edges = np.linspace(0, 1, CLOSENESS_BINS + 1)
+    handles = _draw(axes, {state: binned(found[state], edges) for state in STATES}, edges)
+    handles.append(_limit(axes, threshold))
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("closeness to the ideal (0 worst, 1 best)")
+    count_axis(axes)
+    return handles
+
+
+def _metric(
+    axes: Axes, name: str, found: Mapping[str, Distribution], profile: FrozenProfile, metric: Metric | None
+) -> None:
+    gates = [gate for gate in profile.gates if gate.metric == name]
+    criteria = [criterion for criterion in profile.criteria if criterion.metric == name]
+    logarithmic = any(criterion.scale == "log10" for criterion in criteria)
+    edges = bin_edges([found[state] for state in STATES], gates, criteria, logarithmic, metric)[::MERGED]
+    _draw(axes, {state: _percent(binned(found[state], edges)) for state in STATES}, edges)
+    for gate in gates:
+        for limit in (gate.min, gate.max):
+            if limit is not None:
+                _limit(axes, limit)
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.minorticks_off()
+    else:
+        axes.locator_params(axis="x", nbins=5)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_xlabel(f"{_short(name)} ({_unit(metric)})" if metric else _short(name))
+    axes.set_ylabel("share of clips (%)")
+    axes.set_ylim(bottom=0, top=None if axes.dataLim.y1 > 0 else 1)
+    axes.locator_params(axis="y", nbins=4)
+
+
+def _draw(axes: Axes, heights: Mapping[str, np.ndarray], edges: np.ndarray) -> list[Any]:
+    """Bars of heights (B,) between edges (B + 1,): accepted as an area, rejected as a line over it."""
+    area = axes.stairs(heights["accepted"], edges, fill=True, color=BLUE, alpha=0.45, linewidth=0)
+    line = axes.stairs(heights["rejected"], edges, color=VERMILION, linewidth=1.6)
+    return [area, line]
+
+
+def _limit(axes: Axes, value: float) -> Any:
+    return axes.axvline(value, color=INK, linewidth=1.3, linestyle=(0, (4, 2)), clip_on=False)
+
+
+def _percent(counts: np.ndarray) -> np.ndarray:
+    return 100 * counts / max(counts.sum(), 1)
+
+
+def _unit(metric: Metric) -> str:
+    return f"{metric.low:g} to {metric.high:g}" if metric.unit == "1" else metric.unit
+
+
+def _short(name: str, length: int = 32) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
