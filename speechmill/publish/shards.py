@@ -438,5 +438,6 @@ def _writer(sink: BinaryIO, schema: pa.Schema, uncompressed: str = "") -> pq.Par
         use_dictionary=packed,
         write_statistics=packed,
         write_page_index=True,
-        write_batch_size=4 if uncompressed else None,  # rows between looks at the page size: small pages for the viewer
+        # The audio of a row group is one page: headers between pages would lie elsewhere as soon as a clip is missing.
+        data_page_size=2 * ROW_GROUP_BYTES if uncompressed else None,
     )
