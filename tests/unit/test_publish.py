@@ -266,6 +266,17 @@ def test_the_audio_of_a_row_group_is_one_page(run):
             assert stored - sum(4 + len(a["bytes"]) for a in audio) < 64
 
 
+def test_another_threshold_moves_no_clip_to_another_shard_of_its_batch(tmp_path):
+    shard_of = []
+    for threshold in (0.2, 0.5):
+        run = Run(tmp_path, threshold=threshold)
+        found = shards.survey(Batch(name, ranking, (enhanced,)) for name, enhanced, ranking in run.batches)
+        plan = shards.plan_data(found, 0, 70_000, RATE, by_batch=True)
+        shard_of.append({(found.cells[c, 0], r): s.path for s in plan for c, r in zip(s.cell, s.row, strict=True)})
+    assert len(set(shard_of[0].values())) > len(run.batches)
+    assert shard_of[1].items() < shard_of[0].items()
+
+
 def test_row_groups_of_long_clips_are_bounded_by_bytes(monkeypatch):
     monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 100)
     assert list(shards._row_groups([2, 0, 1, 3], [60, 30, 40, 500])) == [[2, 0], [1], [3]]
