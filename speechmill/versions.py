@@ -12,7 +12,7 @@ ENHANCE = 3
 SCORE = 2
 RANK = 2
 REPORT = 1
-PUBLISH = 4
+PUBLISH = 5
 
 PACKAGES = (
     "speechmill torch torchaudio numpy scipy soundfile soxr pyarrow onnxruntime silero-vad pyrnnoise speechmos "

@@ -264,9 +264,12 @@ def stored_by_xet(cas: Path | None) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for path in sorted(cas.rglob("*")) if cas else []:
-        data = path.read_bytes() if path.is_file() and path.suffix != ".redb" else b""
-        if not data.startswith(b"HFRepoMetaData"):
+        if not path.is_file() or path.suffix == ".redb":
             continue
+        with open(path, "rb") as file:  # most of them are large, and not of this kind
+            if file.read(14) != b"HFRepoMetaData":
+                continue
+        data = path.read_bytes()
         place = 48
         while place + 48 <= len(data) and data[place : place + 32] != b"\xff" * 32:
             flags, entries = struct.unpack_from("<II", data, place + 32)

@@ -253,6 +253,29 @@ def test_row_groups_compression_and_page_index(tmp_path):
     assert all(c.has_offset_index for c in columns)
 
 
+def test_the_audio_of_a_row_group_is_one_page(run):
+    """Headers between pages would lie elsewhere as soon as a clip is missing, and the Hub take all as new."""
+    run.publish()
+    for path in (run.target / "data").iterdir():
+        file = pq.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            audio = file.read_row_group(group, columns=["audio"])["audio"].to_pylist()
+            names = [file.schema.column(c).path for c in range(file.metadata.num_columns)]
+            stored = file.metadata.row_group(group).column(names.index("audio.bytes")).total_compressed_size
+            assert stored - sum(4 + len(a["bytes"]) for a in audio) < 64
+
+
+def test_another_threshold_moves_no_clip_to_another_shard_of_its_batch(tmp_path):
+    shard_of = []
+    for threshold in (0.2, 0.5):
+        run = Run(tmp_path, threshold=threshold)
+        found = shards.survey(Batch(name, ranking, (enhanced,)) for name, enhanced, ranking in run.batches)
+        plan = shards.plan_data(found, 0, 70_000, RATE, by_batch=True)
+        shard_of.append({(found.cells[c, 0], r): s.path for s in plan for c, r in zip(s.cell, s.row, strict=True)})
+    assert len(set(shard_of[0].values())) > len(run.batches)
+    assert shard_of[1].items() < shard_of[0].items()
+
+
 def test_row_groups_of_long_clips_are_bounded_by_bytes(monkeypatch):
     monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 100)
     assert list(shards._row_groups([2, 0, 1, 3], [60, 30, 40, 500])) == [[2, 0], [1], [3]]
