@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -65,7 +65,6 @@ def publish_folder(
         check_balance(found, summary)
         _claim(target)
         files = [_place(target, planned.path, planned.build) for planned in plan_files(found, profile, config)]
-        rows = sum(f["rows"] for f in files if f["path"].startswith("data/"))
         _remove_stale(target, {f["path"] for f in files})
         rankings = [batch.ranking for batch in found.batches]
         figure = partial(write_figure, ranking_files=rankings, profile=profile, summary=summary)
@@ -77,20 +76,7 @@ def publish_folder(
             write_text(target / CARD, card)
         files.sort(key=lambda f: f["path"])
         _verify(target, files)
-        content = {
-            "kind": "folder",
-            "target": str(target),
-            "files": files,
-            "rows": rows,
-            "bytes": sum(f["size"] for f in files),
-            "accepted": found.clips["accepted"],
-            "hours": round(found.accepted_seconds / 3600, 6),
-            "manifest_sha256": sha256_json(files),
-            "failed_batches": sorted(summary["failed_batches"]),
-            "profile_sha256": summary["profile_sha256"],
-            "source_revision": source.get("revision"),
-            "version": __version__,
-        }
+        content = {"kind": "folder", "target": str(target), **account(files, found, summary, source)}
         write_json(sentinel, content)
         return content
     except (OSError, pa.ArrowException) as error:
@@ -98,6 +84,24 @@ def publish_folder(
             f"publishing to {target} failed: {error}. Without {sentinel} what is there is not complete. "
             "Repair the cause (space, permissions, a damaged results file) and run again."
         ) from error
+
+
+def account(
+    files: Sequence[Mapping[str, Any]], found: Survey, summary: Mapping[str, Any], source: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a sentinel says of a publication, wherever it is: its files, what is in them, and of which run."""
+    return {
+        "files": files,
+        "rows": sum(f["rows"] for f in files if f["path"].startswith("data/")),
+        "bytes": sum(f["size"] for f in files),
+        "accepted": found.clips["accepted"],
+        "hours": round(found.accepted_seconds / 3600, 6),
+        "manifest_sha256": sha256_json(files),
+        "failed_batches": sorted(summary["failed_batches"]),
+        "profile_sha256": summary["profile_sha256"],
+        "source_revision": source.get("revision"),
+        "version": __version__,
+    }
 
 
 def check_balance(found: Survey, summary: dict[str, Any]) -> None:

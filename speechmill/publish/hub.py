@@ -32,7 +32,7 @@ from speechmill.job import stage_timing
 from speechmill.parallel import bounded_map
 from speechmill.publish.card import render_card
 from speechmill.publish.figure import FIGURE, write_figure
-from speechmill.publish.folder import CARD, MARK, MARK_TEXT, SHARD, HashingSink, check_balance
+from speechmill.publish.folder import CARD, MARK, MARK_TEXT, SHARD, HashingSink, account, check_balance
 from speechmill.publish.repository import FILES_PER_COMMIT, LostObjectsError, Repository, Sent, differences
 from speechmill.publish.shards import Batch, Planned, Survey, origin_of, plan_files, survey
 from speechmill.removal import add_removals
@@ -244,23 +244,8 @@ def publish_hub(
     if not config["keep_enhanced"]:
         sender.published.note(found, records, commit)
     entries = sorted([record.listed for record in records] + _small_entries(files), key=lambda f: f["path"])
-    content = {
-        "kind": "hub",
-        "target": repository.url,
-        "repository": repository.name,
-        "commit": commit,
-        "tag": tag,
-        "files": entries,
-        "rows": sum(record.rows for record in records if record.path.startswith("data/")),
-        "bytes": sum(f["size"] for f in entries),
-        "accepted": found.clips["accepted"],
-        "hours": round(found.accepted_seconds / 3600, 6),
-        "manifest_sha256": sha256_json(entries),
-        "failed_batches": sorted(summary["failed_batches"]),
-        "profile_sha256": summary["profile_sha256"],
-        "source_revision": source.get("revision"),
-        "version": __version__,
-    }
+    where = {"target": repository.url, "repository": repository.name, "commit": commit, "tag": tag}
+    content = {"kind": "hub", **where, **account(entries, found, summary, source)}
     write_json(sentinel, content)
     return content
 
