@@ -24,7 +24,7 @@ from speechmill.ranking.profile import Criterion, FrozenProfile, Gate, _hash
 from speechmill.report import summary
 from speechmill.shards import ranking_schema, write_table
 
-from .test_publish import EVIL, Run
+from .test_publish import EVIL, METRICS, Run
 
 HIDDEN = "".join(map(chr, (0x200B, 0x202E, 0x2066, 0xFEFF)))
 JUDGED = {  # weights of a profile's criteria
@@ -508,3 +508,12 @@ def test_a_profile_that_was_edited_is_refused(run):
     with pytest.raises(ConfigError, match="edited by hand"):
         run.publish()
     assert not run.sentinel.exists()
+
+
+def test_the_card_explains_every_column(run):
+    run.publish()
+    table = (run.target / "README.md").read_text().split("### Columns")[1].split("## What was done")[0]
+    rows = re.findall(r"^\| (.*?) \|", table.replace("\\", ""), re.MULTILINE)
+    named = {name.strip() for row in rows for name in row.split(",")} - {"column", "the metrics below"}
+    schema = pq.read_schema(next((run.target / "data").iterdir()))
+    assert named == set(schema.names) - set(METRICS)
