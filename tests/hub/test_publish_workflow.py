@@ -1,14 +1,16 @@
 """Real Snakemake that publishes to a Hub: ahead of the end, again after changes, and without keeping enhanced shards."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from speechmill.files import read_json
 
-from ..runs import Run, make_corpus
+from ..runs import SPEECH, Run, make_corpus
 from .conftest import serve
 from .test_publish import NAME, rows_of, sent_and_committed
 
@@ -120,3 +122,17 @@ def test_without_enhanced_shards_only_batches_with_clips_that_come_in_are_enhanc
     there = kept.hub.repos[NAME].commits[kept.hub.repos[NAME].main]
     same = [path for path in tree if path.startswith("data/") and tree[path] == there.get(path)]
     assert len(same) == 1  # of the batch that lost no clip: what was enhanced again is what had been published
+
+
+def test_a_corpus_that_has_grown_is_enhanced_where_it_is_new(hub, corpus, tmp_path):
+    grown = Path(shutil.copytree(corpus, tmp_path / "corpus"))
+    run = hub_run(tmp_path / "run", grown, keep_enhanced=False)
+    run.start()
+    before = check(hub, run)
+    for prompt in sorted(SPEECH.rglob("*.flac"))[8:10]:
+        shutil.copy(prompt, grown)
+    done = run.start()
+    assert (done.jobs["enhance"], done.jobs["send"], done.jobs["enhance_again"]) == (1, 1, 0)
+    after = check(hub, run)
+    data = {f["path"]: f["sha256"] for f in before["files"] if f["path"].startswith("data/")}
+    assert data.items() < {f["path"]: f["sha256"] for f in after["files"]}.items()
