@@ -8,7 +8,8 @@ rule send:
         enhanced=run_file("enhanced/{batch}.parquet"),
         ledger=run_file("ledger/{batch}.enhance.parquet"),
         scores=run_file("scores/{batch}.parquet"),
-        # A new threshold is the last job's: it sends what has changed.
+        # A new threshold, repository or version is the last job's, which sends what has changed: this one would ask for
+        # enhanced shards that may be gone.
         profile=ancient(run_file("ranking/profile.json")),
     output:
         sent=run_file("published/sent/{batch}.json"),
@@ -19,20 +20,20 @@ rule send:
         "../envs/speechmill.yaml"
     resources:
         upload_slots=1,
-    params:
-        version=versions.PUBLISH,
-        repo=config["publish"]["repo"],
     script:
         "../scripts/send.py"
 
 
 # Where enhanced shards are gone, and clips come in that were not published before: which batches are enhanced again.
+# Whatever repeats the publication repeats this first: the last answer is no longer true.
 checkpoint audio_again:
     input:
         rankings=batch_files("ranking/{batch}.parquet"),
         scores=batch_files("scores/{batch}.parquet"),
         profile=run_file("ranking/profile.json"),
         sent=batch_files("published/sent/{batch}.json"),
+        summary=run_file("report/summary.json"),
+        source=run_file("source.json"),
     output:
         batches=run_file("published/again.txt"),
     log:
@@ -41,6 +42,7 @@ checkpoint audio_again:
         "../envs/speechmill.yaml"
     params:
         version=versions.PUBLISH,
+        settings=config["publish"],
     script:
         "../scripts/audio_again.py"
 

@@ -183,7 +183,9 @@ def _write_refusal(error: BaseException, what: str) -> str | None:
 def _asked_to_wait(error: BaseException) -> float:
     """Seconds until a rate limit ends, as RateLimit (`t=`) or Retry-After say."""
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    found = re.search(r"\bt=(\d+)", headers.get("ratelimit", "")) or re.fullmatch(
+    limit = headers.get("ratelimit", "")  # in every answer; it is why only where nothing is left
+    spent = _status(error) == 429 or re.search(r"\br=0\b", limit)
+    found = (re.search(r"\bt=(\d+)", limit) if spent else None) or re.fullmatch(
         r"\s*(\d+)\s*", headers.get("retry-after", "")
     )
     return min(float(found[1]) + 1, 900.0) if found else 0.0

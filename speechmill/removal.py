@@ -54,6 +54,8 @@ def add_removals(run_dir: Path, removals: Removals) -> bool:
 def find_clips(run_dir: Path, clips: Iterable[str], speakers: Iterable[str]) -> tuple[dict[str, list[str]], int]:
     """What to put on the list for clips, by `id` or `source_id`, and speakers, by `speaker_id`; how many clips it names.
 
+    Of a duplicate, the clip with the same samples that was kept goes on the list as well.
+
     Raises:
         SpeechmillError: one of them is nowhere in the run.
     """
@@ -64,15 +66,19 @@ def find_clips(run_dir: Path, clips: Iterable[str], speakers: Iterable[str]) -> 
         raise SpeechmillError(f"{run_dir} has no ranked clips: nothing was published from here")
     named = pa.array(sorted(clips), pa.string())
     for path in tables:
-        table = pq.read_table(path, columns=["id", "source_id", "speaker_id"])
+        table = pq.read_table(path, columns=["id", "source_id", "speaker_id", "duplicate_of"])
         of_clip = pc.or_(pc.is_in(table["id"], value_set=named), pc.is_in(table["source_id"], value_set=named))
         of_speaker = pc.is_in(table["speaker_id"], value_set=pa.array(sorted(speakers), pa.string()))
         for row in table.filter(of_clip).to_pylist():
             ids.add(row["id"])
             unknown -= {row["id"], row["source_id"]}
+        named_here = table.filter(pc.fill_null(pc.or_(of_clip, of_speaker), False))
+        ids |= set(
+            named_here["duplicate_of"].drop_null().to_pylist()
+        )  # the same recording, under which it is published
         hits = table.filter(of_speaker)
         unknown -= set(hits["speaker_id"].to_pylist())
-        count += len(table.filter(pc.or_(of_clip, of_speaker)))
+        count += len(named_here)
     if unknown:
         raise SpeechmillError(
             f"{run_dir}: no clip has the id or source_id, and no clip the speaker_id, {', '.join(sorted(unknown)[:5])}"

@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 
 from speechmill import __version__
 from speechmill.errors import SpeechmillError
-from speechmill.files import read_json, sha256_json, write_json
+from speechmill.files import read_json, sha256_file, sha256_json, write_json
+from speechmill.hub import HubRefusedError
 from speechmill.job import stage_timing
 from speechmill.parallel import bounded_map
 from speechmill.publish.card import render_card
@@ -140,11 +141,11 @@ def send_batch(batch: Batch, profile: dict[str, Any], config: dict[str, Any], fo
     return [sender.send(planned).listed for planned in plan if planned.is_data]
 
 
-def check_target(config: dict[str, Any], run_dir: Path) -> None:
+def check_target(config: dict[str, Any], run_dir: Path) -> bool:
     """Before anything is computed: token, name, right to write, openness, and that what is there is ours.
 
     The repository is made if it is missing. What was removed from what it holds goes on this run's list: a run that
-    begins anew does not bring it back.
+    begins anew does not bring it back. Returns whether that was news.
 
     Raises:
         SpeechmillError: what is wrong, and what to do.
@@ -155,7 +156,7 @@ def check_target(config: dict[str, Any], run_dir: Path) -> None:
     commit, tree = repository.head()
     _check_ours(repository, tree)
     if MANIFEST not in tree:
-        return
+        return False
     run_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".manifest-", dir=run_dir) as folder:
         try:
@@ -171,7 +172,7 @@ def check_target(config: dict[str, Any], run_dir: Path) -> None:
             f"{repository.url} holds the data set {dataset}, which {config['dataset']} would replace: set publish.repo "
             "to another name"
         )
-    add_removals(run_dir, removed)
+    return add_removals(run_dir, removed)
 
 
 def publish_hub(
@@ -320,13 +321,14 @@ class Published:
 
     def note(self, found: Survey, records: Sequence[Record], commit: str) -> None:
         """Note which shard of a commit has which clip, batch by batch, and what its audio came from."""
-        paths: dict[str, list[str]] = {batch.id: [] for batch in found.batches}
+        paths: dict[str, list[tuple[str, str]]] = {batch.id: [] for batch in found.batches}
         for record in records:
             if name := _BATCH.fullmatch(record.path):
-                paths[name[1]].append(record.path)
+                paths[name[1]].append((record.path, record.sha256))
         for batch in found.batches:
             ids = _accepted(batch)["id"]
-            metadata = {"commit": commit, "origin": batch.audio_origin, "paths": json.dumps(paths[batch.id])}
+            where = {"repository": self.repository.name, "commit": commit, "paths": json.dumps(paths[batch.id])}
+            metadata = where | {"origin": batch.audio_origin}
             write_table(pa.table({"id": ids}).replace_schema_metadata(metadata), self.clips_file(batch.id))
 
     def has(self, batch: Batch) -> bool:
@@ -348,8 +350,21 @@ class Published:
             if all(path.exists() for path in batch.audio) or not self.has(batch):
                 continue
             metadata = pq.read_schema(self.clips_file(batch.id)).metadata
-            commit, paths = metadata[b"commit"].decode(), json.loads(metadata[b"paths"])
-            found[batch.id] = tuple(self.repository.download(path, commit, folder) for path in paths)
+            name, commit = (metadata[key].decode() for key in (b"repository", b"commit"))
+            there = Repository(name, self.repository.minutes)  # another one, where publish.repo has changed since
+            try:
+                files = {path: there.download(path, commit, folder) for path, _ in json.loads(metadata[b"paths"])}
+            except HubRefusedError as error:
+                self.clips_file(batch.id).unlink()
+                (self.folder / "again.txt").unlink(missing_ok=True)
+                raise SpeechmillError(
+                    f"batch {batch.id}: what was published of it cannot be had any more ({error}). Run again: it is "
+                    "enhanced anew"
+                ) from error
+            bad = [path for path, sha256 in json.loads(metadata[b"paths"]) if sha256_file(files[path]) != sha256]
+            if bad:
+                raise SpeechmillError(f"{there.url}: {bad[0]} came damaged; run again, it is downloaded anew")
+            found[batch.id] = tuple(files.values())
         return found
 
 

@@ -230,7 +230,7 @@ def plan_files(found: Survey, profile: dict[str, Any], config: dict[str, Any]) -
     by_batch = shuffled_by(settings) == "batch"
     criteria = sha256_json(profile.get("criteria"))
     data, scores = data_schema(found.metrics, rate), ranking_schema(found.metrics)
-    common = [versions.PUBLISH, pa.__version__, settings["seed"], criteria]
+    common = [versions.PUBLISH, pa.__version__, settings["seed"], criteria, versions.RANK]
     plan = []
     for shard in plan_data(found, settings["seed"], settings["shard_bytes"], rate, by_batch):
         batches = tuple(found.batches[index] for index in np.unique(found.cells[shard.cell, 0]))

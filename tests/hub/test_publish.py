@@ -244,6 +244,14 @@ def test_every_request_may_fail_once_before_and_after_it_took_effect(hub, tmp_pa
 LIMITED = {"RateLimit": '"api";r=0;t=3'}, {"Retry-After": "3"}
 
 
+def test_a_rate_limit_that_is_not_reached_is_not_waited_for(hub, tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(client.time, "sleep", waited.append)
+    hub.fail("/commit/", status=412, headers={"RateLimit": '"api";r=998;t=290'})
+    Run(tmp_path).publish()
+    assert 0 < max(waited) < 1
+
+
 @pytest.mark.parametrize(
     ("status", "headers"), [(409, {}), (412, {}), (429, LIMITED[0]), (429, LIMITED[1]), (503, LIMITED[1]), (500, {})]
 )
@@ -468,6 +476,30 @@ def test_what_others_published_is_not_replaced(hub, tmp_path):
     hub.repos[NAME].commit({"README.md": b"mine", ".speechmill": b"", "notes.txt": b"kept"})
     run.publish()
     assert hub.repos[NAME].commits[hub.repos[NAME].main]["notes.txt"] == b"kept"
+
+
+def test_what_is_published_is_compared_when_it_is_taken_back(hub, tmp_path):
+    def without_audio(**changes):
+        run = Run(tmp_path, **changes)
+        run.config = run.config | {"keep_enhanced": False}
+        return run
+
+    run = without_audio()
+    run.publish()
+    strict = without_audio(threshold=0.7)
+    for _, enhanced, _ in strict.batches:
+        enhanced.unlink()
+    hub.fail("resolve/.*/data/", method="GET", damage=True)
+    with pytest.raises(SpeechmillError, match="came damaged"):
+        strict.publish()
+    strict.publish()
+    tree = hub.repos[NAME].commits[hub.repos[NAME].main]
+    assert {row["id"]: row["audio"]["bytes"] for row in rows_of(tree)} == {
+        i: t["bytes"] for i, t in strict.truth.items()
+    }
+    hub.repos.clear()
+    with pytest.raises(SpeechmillError, match=r"cannot be had any more .* enhanced anew"):
+        strict.publish()
 
 
 def test_preflight_knows_what_was_removed_and_whose_data_set_it_is(hub, tmp_path):

@@ -115,10 +115,20 @@ def test_without_enhanced_shards_only_batches_with_clips_that_come_in_are_enhanc
     assert accepted(run) == some - 1
     assert not list((run.results / "restored").glob("*"))
     assert "Nothing to be done" in run.start().output
+    (run.results / "published" / "UPLOADED.json").unlink()
+    done = run.start()
+    assert (done.jobs["publish"], done.jobs["enhance_again"]) == (1, 0)  # published meanwhile
     tree = hub.repos[NAME].commits[sentinel["commit"]]
     assert gone not in {row["id"] for row in rows_of(tree)}
     assert read_json(run.results / "report" / "summary.json")["rejected_by"]["removed"] == 1
     assert gone.encode() in tree["manifest.json"]
+    run.change(publish={"kind": "hub", "repo": "lab/other", "patience_minutes": 0.3})  # its audio is taken from there
+    done = run.start()
+    assert done.jobs["publish"] == 1
+    assert done.jobs["enhance"] == done.jobs["enhance_again"] == done.jobs["send"] == 0
+    moved = hub.repos["lab/other"].commits[hub.repos["lab/other"].main]
+    assert {path: moved.get(path) for path in tree if path.startswith("data/")}.items() <= tree.items()
+
     there = kept.hub.repos[NAME].commits[kept.hub.repos[NAME].main]
     same = [path for path in tree if path.startswith("data/") and tree[path] == there.get(path)]
     assert len(same) == 1  # of the batch that lost no clip: what was enhanced again is what had been published
