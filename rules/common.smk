@@ -153,6 +153,7 @@ def shards_again(wildcards):
     """The batches that have to be enhanced again to be published, once it is known which."""
     if config["keep_enhanced"] or not on_hub():
         return []
+    checkpoints.manifest.get()  # first: without the batches, an answer from before a change would count as new
     cost, *batches = Path(checkpoints.audio_again.get().output.batches).read_text().splitlines()
     if batches and cost not in announced:
         announced.add(cost)

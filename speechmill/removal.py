@@ -1,6 +1,7 @@
 """Clips that somebody asked to have removed: kept out of this and all later versions of the data set.
 
-The list is `removed.json` of a run: ids of clips, and of speakers only hashes, so that it can be published as a record.
+The list is `removed.json` of a run: ids of clips, and hashes of speakers. Only the ids are published as a record: names
+of speakers are short, and their hashes are soon guessed.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def add_removals(run_dir: Path, removals: Removals) -> bool:
 def find_clips(run_dir: Path, clips: Iterable[str], speakers: Iterable[str]) -> tuple[dict[str, list[str]], int]:
     """What to put on the list for clips, by `id` or `source_id`, and speakers, by `speaker_id`; how many clips it names.
 
-    Of a duplicate, the clip with the same samples that was kept goes on the list as well.
+    Clips with the same samples go on the list as well, and the clips that a speaker has now.
 
     Raises:
         SpeechmillError: one of them is nowhere in the run.
@@ -70,12 +71,10 @@ def find_clips(run_dir: Path, clips: Iterable[str], speakers: Iterable[str]) -> 
         of_clip = pc.or_(pc.is_in(table["id"], value_set=named), pc.is_in(table["source_id"], value_set=named))
         of_speaker = pc.is_in(table["speaker_id"], value_set=pa.array(sorted(speakers), pa.string()))
         for row in table.filter(of_clip).to_pylist():
-            ids.add(row["id"])
             unknown -= {row["id"], row["source_id"]}
         named_here = table.filter(pc.fill_null(pc.or_(of_clip, of_speaker), False))
-        ids |= set(
-            named_here["duplicate_of"].drop_null().to_pylist()
-        )  # the same recording, under which it is published
+        # `duplicate_of` is the same recording, under which it is published.
+        ids |= {*named_here["id"].to_pylist(), *named_here["duplicate_of"].drop_null().to_pylist()}
         hits = table.filter(of_speaker)
         unknown -= set(hits["speaker_id"].to_pylist())
         count += len(named_here)
@@ -83,6 +82,10 @@ def find_clips(run_dir: Path, clips: Iterable[str], speakers: Iterable[str]) -> 
         raise SpeechmillError(
             f"{run_dir}: no clip has the id or source_id, and no clip the speaker_id, {', '.join(sorted(unknown)[:5])}"
         )
+    kept = pa.array(sorted(ids), pa.string())
+    for path in tables:
+        table = pq.read_table(path, columns=["id", "duplicate_of"])
+        ids |= set(table.filter(pc.is_in(table["duplicate_of"], value_set=kept))["id"].to_pylist())
     return {"clips": sorted(ids), "speakers": sorted(speaker_key(name) for name in speakers)}, count
 
 

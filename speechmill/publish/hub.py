@@ -36,7 +36,7 @@ from speechmill.publish.figure import FIGURE, write_figure
 from speechmill.publish.folder import CARD, MARK, MARK_TEXT, SHARD, HashingSink, account, check_balance
 from speechmill.publish.repository import FILES_PER_COMMIT, LostObjectsError, Repository, Sent, differences
 from speechmill.publish.shards import Batch, Planned, Survey, origin_of, plan_files, survey
-from speechmill.removal import add_removals
+from speechmill.removal import add_removals, is_removed
 from speechmill.shards import write_table
 
 MANIFEST = "manifest.json"
@@ -161,8 +161,7 @@ def check_target(config: dict[str, Any], run_dir: Path) -> bool:
     with tempfile.TemporaryDirectory(prefix=".manifest-", dir=run_dir) as folder:
         try:
             manifest = read_json(repository.download(MANIFEST, commit, Path(folder)))
-            dataset, removed = manifest["dataset"], manifest["removed"]
-            removed = {kind: [str(name) for name in removed[kind]] for kind in ("clips", "speakers")}
+            dataset, removed = manifest["dataset"], [str(clip) for clip in manifest["removed"]]
         except (ValueError, KeyError, TypeError) as error:
             raise SpeechmillError(
                 f"{repository.url}: its {MANIFEST} cannot be read ({error}): repair or delete it, with what it holds"
@@ -172,7 +171,7 @@ def check_target(config: dict[str, Any], run_dir: Path) -> bool:
             f"{repository.url} holds the data set {dataset}, which {config['dataset']} would replace: set publish.repo "
             "to another name"
         )
-    return add_removals(run_dir, removed)
+    return add_removals(run_dir, {"clips": removed})
 
 
 def publish_hub(
@@ -201,6 +200,7 @@ def publish_hub(
     found = survey(batches)
     found.clips["errored"] += sum(summary["failed_batches"].values())
     check_balance(found, summary)
+    _check_removed(found, removed)
     plan = plan_files(found, profile, config)
     repository = Repository(settings["repo"], settings["patience_minutes"])
     repository.open(settings["visibility"])
@@ -221,7 +221,7 @@ def publish_hub(
             "source_revision": source.get("revision"),
             "profile_sha256": summary["profile_sha256"],
             "failed_batches": sorted(summary["failed_batches"]),
-            "removed": {kind: sorted(names) for kind, names in (removed or {}).items()},
+            "removed": sorted((removed or {}).get("clips", ())),
             "speechmill": __version__,
         }
         tag = f"v{sha256_json([about, shards, card])[:12]}"
@@ -249,6 +249,18 @@ def publish_hub(
     content = {"kind": "hub", **where, **account(entries, found, summary, source)}
     write_json(sentinel, content)
     return content
+
+
+def _check_removed(found: Survey, removed: Mapping[str, Sequence[str]] | None) -> None:
+    """That no accepted clip is on the list of removals: a ranking may be from before it was put there."""
+    if not removed or not any(removed.values()):
+        return
+    for batch in found.batches:
+        table = pq.read_table(batch.ranking, columns=["id", "speaker_id"], filters=[("state", "=", "accepted")])
+        if pc.any(is_removed(table, removed)).as_py():
+            raise SpeechmillError(
+                f"batch {batch.id} was ranked before clips of it were put on the list of removals: run again"
+            )
 
 
 def _json(value: Any) -> bytes:

@@ -507,9 +507,12 @@ def test_preflight_knows_what_was_removed_and_whose_data_set_it_is(hub, tmp_path
     removals = {"clips": ["0a" * 12], "speakers": [speaker_key("ก")]}
     run.publish(removed=removals)
     check_target(run.config, tmp_path / "anew")
-    assert read_removals(tmp_path / "anew") == removals
+    assert read_removals(tmp_path / "anew") == removals | {"speakers": []}
     manifest = hub.repos[NAME].commits[hub.repos[NAME].main]["manifest.json"]
     assert "ก" not in manifest.decode()
+    assert speaker_key("ก") not in manifest.decode()
+    with pytest.raises(SpeechmillError, match="ranked before clips of it were put on the list"):
+        run.publish(removed={"clips": [next(iter(run.truth))], "speakers": []})
     with pytest.raises(SpeechmillError, match="holds the data set demo, which other would replace"):
         check_target(run.config | {"dataset": "other"}, tmp_path / "anew")
 

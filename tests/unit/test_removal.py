@@ -67,7 +67,7 @@ def test_clips_are_found_by_id_source_id_and_speaker_and_unknown_ones_are_said(t
     write_table(pa.table(rows), tmp_path / "ranking" / "b0.parquet")
     write_table(pa.table({name: [f"{name} of b1"] for name in rows}), tmp_path / "ranking" / "b1.parquet")
     assert find_clips(tmp_path, ["i3", "s1"], []) == ({"clips": ["i1", "i3", "kept"], "speakers": []}, 2)
-    assert find_clips(tmp_path, [], ["ann"]) == ({"clips": [], "speakers": [speaker_key("ann")]}, 2)
+    assert find_clips(tmp_path, [], ["ann"]) == ({"clips": ["i1", "i2"], "speakers": [speaker_key("ann")]}, 2)
     with pytest.raises(SpeechmillError, match="speaker_id, carl"):
         find_clips(tmp_path, ["i1"], ["carl"])
 
