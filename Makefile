@@ -1,5 +1,5 @@
 # make demo      everything from set-up to a published data set, on this machine
-# make test      everything that is tested; the cluster's part where Slurm is installed
+# make test      everything that is tested; the cluster's part where Slurm is installed. MINUTES=N: begin no test later
 # make cluster   a Slurm cluster of three nodes on this machine, to try profiles/slurm (as root; cluster-stop ends it)
 # make profiles  link the profiles into your Snakemake configuration: snakemake --profile slurm
 # They set up .venv first where they need it.
@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+LIMIT  := $(if $(MINUTES),--minutes $(MINUTES))
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
@@ -37,8 +38,8 @@ demo: demo-corpus
 
 test: demo-corpus
 	@echo "== tests; those of the cluster, which mostly wait for it, run beside all others and are shown after them"
-	@log=$$(mktemp); $(BIN)/python -m pytest tests/slurm >"$$log" 2>&1 & slurm=$$!; \
-	$(BIN)/python -m pytest --ignore=tests/slurm; status=$$?; \
+	@log=$$(mktemp); $(BIN)/python -m pytest $(LIMIT) tests/slurm >"$$log" 2>&1 & slurm=$$!; \
+	$(BIN)/python -m pytest $(LIMIT) --ignore=tests/slurm; status=$$?; \
 	wait $$slurm || status=1; cat "$$log"; rm "$$log"; exit $$status
 
 cluster: demo-corpus

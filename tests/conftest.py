@@ -1,8 +1,32 @@
-"""One finished run for all tests that compare with it."""
+"""For all tests: how hypothesis draws, how long a session may take, and one finished run to compare with."""
 
+import time
+
+import hypothesis
 import pytest
 
 from .runs import Run, make_corpus
+
+# The same examples every time, and none refused because a busy machine is slow to draw them.
+hypothesis.settings.register_profile(
+    "speechmill", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("speechmill")
+
+BEGIN = time.monotonic()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--minutes", type=float, help="start no test later than this; those that are left are skipped, and say so"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures, which may take minutes
+def pytest_runtest_setup(item):
+    minutes = item.config.getoption("minutes")
+    if minutes is not None and time.monotonic() - BEGIN > 60 * minutes:
+        pytest.skip(f"not started within --minutes {minutes:g}: this machine needs longer for all tests")
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,7 @@ class Run:
 
     def start(self, *arguments: str, check: bool = True) -> Finished:
         done = subprocess.run(
-            self.command(*arguments), env=self.environment(), capture_output=True, text=True, timeout=600
+            self.command(*arguments), env=self.environment(), capture_output=True, text=True, timeout=1800
         )
         finished = Finished(done.returncode, done.stdout + done.stderr)
         if check:
@@ -112,7 +112,7 @@ def make_corpus(folder: Path) -> None:
     soundfile.write(folder / "ความเงียบ.wav", np.zeros(16000, np.int16), 16000)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 600) -> Any:
     """What the condition gives once it is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

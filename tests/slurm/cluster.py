@@ -270,7 +270,7 @@ def _ok(*command: str) -> bool:
         return False
 
 
-def _wait(what: str, ready: Callable[[], bool], seconds: float = 60) -> None:
+def _wait(what: str, ready: Callable[[], bool], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > end:

@@ -65,7 +65,7 @@ class SlurmRun(Run):
             env=self.environment() | {"HF_TOKEN": "a-secret-token"},
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1800,
             check=False,
         )
         assert done.returncode == 0 or not check, (done.stdout + done.stderr)[-6000:]
@@ -93,10 +93,10 @@ class SlurmRun(Run):
         command = [sys.executable, "-m", "speechmill", *arguments]
         environment = self.environment()
         return subprocess.run(
-            command, cwd=self.directory, env=environment, capture_output=True, text=True, timeout=300, check=False
+            command, cwd=self.directory, env=environment, capture_output=True, text=True, timeout=900, check=False
         )
 
-    def end(self, status: int = 0, seconds: float = 300) -> str:
+    def end(self, status: int = 0, seconds: float = 1200) -> str:
         """Wait until it ends, with this exit status; its output."""
         got = self.process.wait(timeout=seconds)
         output = self.output()

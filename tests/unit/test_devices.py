@@ -50,7 +50,7 @@ def test_jobs_on_one_gpu_take_turns_even_after_a_kill(tmp_path):
     time.sleep(0.5)
     assert second.poll() is None
     first.kill()
-    assert second.communicate(timeout=10)[0] == "0\n"
+    assert second.communicate(timeout=100)[0] == "0\n"
 
 
 def test_a_taken_device_is_passed_over_by_name(tmp_path, monkeypatch):

@@ -210,7 +210,7 @@ def test_signals_drain_and_cancel(plan, tmp_path):
         while not log.exists() or log.read_text().count("ready") == before:
             time.sleep(0.05)
         os.kill(process.pid, number)
-        assert process.wait(timeout=20) == status
+        assert process.wait(timeout=100) == status
         assert f"stopped ({word})" in log.read_text()
 
 

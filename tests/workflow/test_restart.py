@@ -101,7 +101,7 @@ def test_a_killed_worker_is_repeated_with_the_same_bytes(finished, tmp_path):
         time.sleep(2)
         for worker in workers:
             os.kill(worker, signal.SIGKILL)
-        status = process.wait(timeout=400)
+        status = process.wait(timeout=1200)
     finally:
         _kill_group(process)
     log = (run.directory / "snakemake.log").read_text()

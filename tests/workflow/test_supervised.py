@@ -11,7 +11,7 @@ from ..runs import RESULTS, Run, make_corpus
 def speechmill(run: Run, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "speechmill", *arguments]
     return subprocess.run(
-        command, cwd=run.directory, env=run.environment(), capture_output=True, text=True, timeout=600, check=False
+        command, cwd=run.directory, env=run.environment(), capture_output=True, text=True, timeout=1800, check=False
     )
 
 

@@ -14,7 +14,7 @@ from ..runs import ROOT, Run
 
 def snakemake(*arguments, **kwargs):
     return subprocess.run(
-        [sys.executable, "-m", "snakemake", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, **kwargs
+        [sys.executable, "-m", "snakemake", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=900, **kwargs
     )
 
 
