@@ -1,5 +1,5 @@
 # make demo      everything from set-up to a published data set, on this machine
-# make test      everything that is tested; the cluster's part where Slurm is installed. MINUTES=N: begin no test later
+# make test      everything that is tested; the cluster's part where Slurm is installed. MINUTES=N: after that begin unit tests alone
 # make cluster   a Slurm cluster of three nodes on this machine, to try profiles/slurm (as root; cluster-stop ends it)
 # make profiles  link the profiles into your Snakemake configuration: snakemake --profile slurm
 # They set up .venv first where they need it.

@@ -12,7 +12,7 @@ import pytest
 from speechmill.files import read_json
 
 from .. import corpora
-from ..runs import RESULTS, Run
+from ..runs import RESULTS, Run, wait_for
 from .server import Repo
 from .test_sources import files_of
 
@@ -124,9 +124,7 @@ def test_a_run_that_was_killed_goes_on_with_its_commit_and_its_bytes(hub, repo, 
     whole.start()
     run = hub_run(tmp_path / "run")
     process = run.popen()
-    end = time.monotonic() + 600
-    while not list((run.results / "ledger").glob("*.parquet")) and time.monotonic() < end:
-        time.sleep(0.05)
+    wait_for(lambda: list((run.results / "ledger").glob("*.parquet")))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     time.sleep(1)
@@ -146,9 +144,7 @@ def test_a_file_that_cannot_be_had_costs_only_its_own_batches(hub, repo, tmp_pat
     # Its footer is read while listing: let that pass.
     hub.faults[0].times = 0
     process = run.popen()
-    end = time.monotonic() + 600
-    while not (run.results / "source.json").exists() and time.monotonic() < end:
-        time.sleep(0.02)
+    wait_for((run.results / "source.json").exists)
     hub.faults[0].times = 1000
     assert process.wait(1200) != 0
     log = (run.directory / "snakemake.log").read_text()

@@ -197,7 +197,7 @@ CUTTABLE = {
 
 
 @pytest.mark.parametrize("name", CUTTABLE)
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12)
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_a_cut_is_an_error_or_cost_nothing(name: str, share: float) -> None:
     data = CUTTABLE[name]
@@ -405,7 +405,7 @@ def test_a_large_file_is_refused_unread(tmp_path: Path) -> None:
     assert error_class(path) == "too_large"
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(st.binary(max_size=600))
 def test_random_bytes_end_as_a_clip_error(data: bytes) -> None:
     for magic in (b"", b"RIFF\x10\0\0\0WAVE", b"fLaC\0\0\0\x22", b"OggS\0\x02", b"\xff\xfb\x90\x64", b"FORM", b"caff"):
@@ -416,7 +416,7 @@ def test_random_bytes_end_as_a_clip_error(data: bytes) -> None:
             pass
 
 
-@settings(max_examples=250, deadline=None, derandomize=True)
+@settings(max_examples=250)
 @given(st.sampled_from(sorted(CUTTABLE)), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6))
 def test_damaged_headers_end_as_a_clip_or_its_error(name: str, changes: list[tuple[int, int]]) -> None:
     data = bytearray(CUTTABLE[name])
@@ -430,7 +430,7 @@ def test_damaged_headers_end_as_a_clip_or_its_error(name: str, changes: list[tup
     assert 0 < clip.duration <= LIMITS.max_seconds
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(CUTTABLE)), st.floats(0, 1, exclude_max=True), st.integers(0, 7))
 def test_a_flipped_bit_anywhere_ends_as_a_clip_or_its_error(name: str, share: float, bit: int) -> None:
     whole = CUTTABLE[name]

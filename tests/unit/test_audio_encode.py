@@ -16,7 +16,7 @@ from speechmill.audio.resample import resample
 from speechmill.errors import ClipError
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(arrays.arrays(np.int16, st.integers(1, 3000)), st.sampled_from([16_000, 22_050, 48_000]))
 def test_sixteen_bit_samples_survive(pcm: np.ndarray, rate: int) -> None:
     samples = pcm.astype(np.float32) / 32768
@@ -28,7 +28,7 @@ def test_sixteen_bit_samples_survive(pcm: np.ndarray, rate: int) -> None:
     assert encode_flac(again, rate) == data
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(arrays.arrays(np.float32, st.integers(1, 2000), elements=st.floats(-1, 1, width=32)))
 def test_no_sample_moves_by_more_than_half_a_step(samples: np.ndarray) -> None:
     again, _ = decode_flac(encode_flac(samples, 16_000))
@@ -68,7 +68,7 @@ def test_a_damaged_flac_is_a_clip_error() -> None:
             decode_flac(broken)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     st.integers(0, 5000),
     st.sampled_from([8_000, 11_025, 22_050, 44_100, 48_000]),

@@ -188,7 +188,7 @@ fate = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(fate, max_size=25), st.sets(st.integers(0, 24)), st.integers(0, 25))
 def test_states_always_balance_and_batching_changes_no_row(fates, repeats, cut):
     names = [f"{i:02d}" for i in range(len(fates))]

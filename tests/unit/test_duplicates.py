@@ -70,7 +70,7 @@ def test_no_duplicates_and_no_files(tmp_path):
     assert rows_among(pa.chunked_array([["1"]]), tmp_path / "duplicates.parquet").num_rows == 0
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["passed"] * 5 + ["errored"])), max_size=120),
     st.integers(1, 50),

@@ -541,7 +541,7 @@ def planned(batches: list[Batch], config: dict) -> dict[str, str]:
     return {file.path: file.made_from for file in plan if file.is_data}
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     split_of=st.lists(st.lists(st.sampled_from(["train", "dev", "test", None]), max_size=30), min_size=1, max_size=4),
     keep=st.integers(0, 2**30),

@@ -180,7 +180,7 @@ def ranked(corpus):
 # Numbers
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(-1e12, 1e12) | st.sampled_from([0.0, -0.0, 1.0, float("nan"), float("inf")]), max_size=60),
     st.floats(0, 1),
@@ -221,7 +221,7 @@ def test_many_values_take_bounded_memory_within_the_documented_error(monkeypatch
         assert abs(found.quantile(share) - exact) <= abs(exact) * 2.0**-found.bits + 1e-9
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(-1e6, 1e6, allow_subnormal=False) | st.sampled_from([0.0, -0.0, 1.0, -1.0]), max_size=200),
     st.integers(3, 40),

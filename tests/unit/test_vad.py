@@ -94,7 +94,7 @@ def test_an_empty_clip_among_others(vad, noisy_clips):
     assert (vad.probabilities(batch, lengths)[1] == 0).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     values=st.lists(st.sampled_from([0.0, 0.2, 0.34, 0.36, 0.49, 0.5, 0.7, 1.0]), max_size=80),
     cut=st.integers(0, CHUNK - 1),
