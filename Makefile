@@ -39,7 +39,7 @@ demo: demo-corpus
 test: demo-corpus
 	@echo "== tests; those of the cluster, which mostly wait for it, run beside all others and are shown after them"
 	@log=$$(mktemp); $(BIN)/python -m pytest $(LIMIT) tests/slurm >"$$log" 2>&1 & slurm=$$!; \
-	$(BIN)/python -m pytest $(LIMIT) --ignore=tests/slurm; status=$$?; \
+	$(BIN)/python -m pytest $(LIMIT) tests/unit tests/hub tests/workflow; status=$$?; \
 	wait $$slurm || status=1; cat "$$log"; rm "$$log"; exit $$status
 
 cluster: demo-corpus

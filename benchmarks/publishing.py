@@ -39,7 +39,8 @@ from speechmill.files import read_json
 from speechmill.metrics import ENHANCE_METRICS, GROUP_METRICS, SETS
 from speechmill.publish.folder import HashingSink
 from speechmill.publish.hub import publish_hub
-from speechmill.publish.shards import Batch, origin_of, plan_files, survey
+from speechmill.publish.shards import plan_files
+from speechmill.publish.survey import Batch, origin_of, survey
 from speechmill.shards import ENHANCED, RANKING, table_writer, with_models, write_table
 
 ROOT = Path(__file__).resolve().parents[1]

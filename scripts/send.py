@@ -6,7 +6,7 @@ from speechmill.job import logged
 with logged(snakemake):
     from speechmill.publish.ahead import ranked_alone
     from speechmill.publish.hub import send_batch
-    from speechmill.publish.shards import Batch, origin_of
+    from speechmill.publish.survey import Batch, origin_of
 
     inputs = snakemake.input
     enhanced, ledger, scores = (Path(inputs[name]) for name in ("enhanced", "ledger", "scores"))

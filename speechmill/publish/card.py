@@ -21,7 +21,7 @@ import yaml
 from speechmill import __version__
 from speechmill.metrics import all_metrics
 from speechmill.publish.figure import FIGURE, telling_metrics
-from speechmill.publish.shards import Survey
+from speechmill.publish.survey import Survey
 from speechmill.ranking.profile import FrozenProfile
 from speechmill.splits import SPLITS
 from speechmill.text import plain

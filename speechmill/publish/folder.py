@@ -24,7 +24,8 @@ from speechmill.errors import LedgerError, SpeechmillError
 from speechmill.files import atomic_path, sha256_file, sha256_json, write_json, write_text
 from speechmill.publish.card import render_card
 from speechmill.publish.figure import FIGURE, write_figure
-from speechmill.publish.shards import Batch, Survey, plan_files, survey
+from speechmill.publish.shards import plan_files
+from speechmill.publish.survey import Batch, Survey, survey
 
 CARD = "README.md"
 MARK = ".speechmill"

@@ -35,7 +35,8 @@ from speechmill.publish.card import render_card
 from speechmill.publish.figure import FIGURE, write_figure
 from speechmill.publish.folder import CARD, MARK, MARK_TEXT, SHARD, HashingSink, account, check_balance
 from speechmill.publish.repository import FILES_PER_COMMIT, LostObjectsError, Repository, Sent, differences
-from speechmill.publish.shards import Batch, Planned, Survey, origin_of, plan_files, survey
+from speechmill.publish.shards import Planned, plan_files
+from speechmill.publish.survey import Batch, Survey, origin_of, survey
 from speechmill.removal import add_removals, is_removed
 from speechmill.shards import write_table
 

@@ -9,22 +9,20 @@ Order. Two ways (`publish.shuffle`), and inside a shard the rows always lie in t
   the order of sha256(seed:batch:run) and cut into shards. With clips of 250 kB, a shard of 1 GB holds clips from 40
   places of the corpus, and a corpus of one shard lies in the order of sha256(seed:id) altogether.
 
-What a shard is made of is decided by the small tables alone (`survey`), and has a name of its own (`Planned.made_from`):
-where that is known, what it would be need not be built to be known.
+What a shard is made of is decided by the small tables alone (survey.py), and has a name of its own
+(`Planned.made_from`): where that is known, what it would be need not be built to be known.
 
-Cost. Planning reads a few small columns of every batch and keeps 29 bytes for each accepted clip (290 MB for ten
-million). Writing reads every row group of the enhanced files once, and once more where a cut falls into it. Memory is
-about twice the audio of one shard plus one row group of an enhanced file. Nothing is quadratic in clips or batches, and
-nothing is spilled to disk.
+Cost. Writing reads every row group of the enhanced files once, and once more where a cut falls into it. Memory is about
+twice the audio of one shard plus one row group of an enhanced file. Nothing is quadratic in clips or batches, and nothing
+is spilled to disk.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,6 +36,7 @@ from speechmill import versions
 from speechmill.config import shuffled_by
 from speechmill.errors import LedgerError, SpeechmillError
 from speechmill.files import sha256_bytes, sha256_json
+from speechmill.publish.survey import Batch, Survey, origin_of
 from speechmill.removal import REMOVED
 from speechmill.shards import (
     AUDIO,
@@ -50,14 +49,10 @@ from speechmill.shards import (
     ranking_schema,
     reading_shard,
 )
-from speechmill.splits import SPLITS, split_index
+from speechmill.splits import SPLITS
 
 ROW_GROUP_ROWS = 100
-RUN_ROWS = 100  # of a ranking table, that stay together when a corpus is shuffled
 SCORES_ROWS = 1_000_000  # of one shard of scores, about
-KINDS_COUNTED = 1000  # distinct (source, licence) pairs and languages kept apart; a hostile corpus may bring millions
-OTHERS = "(others)"
-
 MAX_FILES = 10_000  # of a folder on the Hub
 FLAC_BYTES = 1.2  # per sample of 16 bit mono speech, about
 
@@ -67,130 +62,6 @@ _TAIL = (
     "closeness variant variant_reason source_revision source_file source_row source_member input_sha256 trim_start_s "
     "trim_end_s gain_db enhancer enhancer_sha256 models criteria_sha256 config_sha256 code_version extra"
 )
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The tables of one batch.
-
-    `audio` are the files that hold its accepted clips: the enhanced shard, or shards as they were published. As long as
-    `audio_origin` is the same, so is its audio; its metrics, as long as `metrics_origin` is (`origin_of`).
-    """
-
-    id: str
-    ranking: Path
-    audio: tuple[Path, ...]
-    audio_origin: str = ""
-    metrics_origin: str = ""
-
-
-def origin_of(path: Path) -> str:
-    """Size and time of a file that is written anew whenever a batch is enhanced, scored or ranked."""
-    state = path.stat()
-    return f"{state.st_size}:{state.st_mtime_ns}"
-
-
-@dataclass
-class Survey:
-    """What the small columns of all batches say.
-
-    The arrays have one value per accepted clip: `cell` (index into `cells`), `row` (of the ranking table), `seconds`
-    (of its audio), `split` (index into SPLITS) and `start` (seconds before it in its batch and split, of clips of any
-    state). `cells` (C, 2) are batch index and number of the run of rows. `clips` and `input_seconds` are by state,
-    `reasons` maps (rejected or errored, criterion or class) to (clips, seconds of input), `sources` maps (source,
-    licence) to accepted (clips, seconds).
-    """
-
-    batches: list[Batch]
-    metrics: list[str] = field(default_factory=list)
-    cells: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int32))
-    cell: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-    row: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
-    seconds: np.ndarray = field(default_factory=lambda: np.empty(0, np.float64))
-    split: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
-    start: np.ndarray = field(default_factory=lambda: np.empty(0, np.float64))
-    rows: list[int] = field(default_factory=list)  # of each batch's ranking table
-    clips: Counter[str] = field(default_factory=Counter)
-    input_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    reasons: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
-    sources: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
-    languages: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def accepted_seconds(self) -> float:
-        """Seconds of the accepted clips as they are published."""
-        return sum(seconds for _, seconds in self.sources.values())
-
-
-def survey(batches: Iterable[Batch]) -> Survey:
-    """Read what the plan and the card need; no audio is read.
-
-    Raises:
-        LedgerError: an accepted clip is in a ranking table twice.
-    """
-    found = Survey(sorted(batches, key=lambda batch: batch.id))
-    parts, cells = [], 0
-    for index, batch in enumerate(found.batches):
-        found.metrics.extend(
-            column.name
-            for column in pq.read_schema(batch.ranking)
-            if pa.types.is_floating(column.type) and column.name not in {*RANKING.names, *found.metrics}
-        )
-        columns = ["id", "source", "license", "language", "source_split", "state", "input_duration", "duration"]
-        ranking = pq.read_table(batch.ranking, columns=[*columns, "criterion", "error_class"])
-        accepted = ranking.filter(pc.equal(ranking["state"], "accepted"))
-        if pc.count_distinct(accepted["id"]).as_py() < len(accepted):
-            raise LedgerError(
-                f"batch {batch.id}: an accepted clip is listed twice in {batch.ranking}; delete it and run again"
-            )
-        found.rows.append(ranking.num_rows)
-        _count(found, ranking, accepted)
-        _count_reasons(found, ranking)
-        rows = np.flatnonzero(pc.equal(ranking["state"], "accepted").to_numpy())
-        runs = np.arange(-(-ranking.num_rows // RUN_ROWS), dtype=np.int32)
-        of_batch = np.stack([np.full_like(runs, index), runs], 1)
-        split = np.array([split_index(name) for name in ranking["source_split"].to_pylist()], np.uint8)
-        start = np.zeros(ranking.num_rows)
-        for number in np.unique(split):
-            of_split = split == number
-            length = np.nan_to_num(ranking["duration"].to_numpy()[of_split].astype(np.float64))
-            start[of_split] = np.cumsum(length) - length
-        seconds = np.maximum(np.nan_to_num(accepted["duration"].to_numpy().astype(np.float64)), 1e-3)
-        parts.append((of_batch, cells + rows // RUN_ROWS, rows.astype(np.int32), seconds, split[rows], start[rows]))
-        cells += len(runs)
-    if parts:
-        columns_of = (np.concatenate(column) for column in zip(*parts, strict=True))
-        found.cells, found.cell, found.row, found.seconds, found.split, found.start = columns_of
-    return found
-
-
-def _count(found: Survey, ranking: pa.Table, accepted: pa.Table) -> None:
-    sums = ranking.group_by("state", use_threads=False).aggregate([("id", "count"), ("input_duration", "sum")])
-    for row in sums.to_pylist():
-        found.clips[row["state"]] += row["id_count"]
-        found.input_seconds[row["state"]] += row["input_duration_sum"] or 0.0
-    sums = accepted.group_by(["source", "license"], use_threads=False).aggregate([("id", "count"), ("duration", "sum")])
-    for row in sums.to_pylist():
-        key = (row["source"] or "", row["license"] or "")
-        if key not in found.sources and len(found.sources) >= KINDS_COUNTED:
-            key = (OTHERS, OTHERS)
-        clips, seconds = found.sources.get(key, (0, 0.0))
-        found.sources[key] = (clips + row["id_count"], seconds + (row["duration_sum"] or 0.0))
-    for row in pc.value_counts(accepted["language"]).to_pylist():
-        language = row["values"] or ""
-        found.languages[language if len(found.languages) < KINDS_COUNTED else OTHERS] += row["counts"]
-
-
-def _count_reasons(found: Survey, ranking: pa.Table) -> None:
-    reason = pc.coalesce(ranking["criterion"], ranking["error_class"], "")
-    sums = ranking.append_column("reason", reason).group_by(["state", "reason"], use_threads=False)
-    for row in sums.aggregate([("id", "count"), ("input_duration", "sum")]).to_pylist():
-        if row["state"] in ("rejected", "errored"):
-            key = (row["state"], row["reason"])
-            if key not in found.reasons and len(found.reasons) >= KINDS_COUNTED:
-                key = (row["state"], OTHERS)
-            clips, seconds = found.reasons.get(key, (0, 0.0))
-            found.reasons[key] = (clips + row["id_count"], seconds + (row["input_duration_sum"] or 0.0))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """Hubs on loopback, which the real client finds through HF_ENDPOINT."""
 
+import time
+from types import SimpleNamespace
+
 import pytest
 
 from speechmill import hub as client
@@ -33,3 +36,10 @@ def hub(monkeypatch):
     monkeypatch.setattr(client, "PAUSES", (0.05, 0.2))
     yield server
     server.close()
+
+
+@pytest.fixture
+def no_pauses(monkeypatch):
+    """No waiting in the client, either."""
+    patient = SimpleNamespace(**{name: getattr(time, name) for name in dir(time)} | {"sleep": lambda seconds: None})
+    monkeypatch.setattr("huggingface_hub.utils._http.time", patient)

@@ -12,7 +12,7 @@ from speechmill.files import read_json
 
 from ..runs import SPEECH, Run, make_corpus
 from .conftest import serve
-from .test_publish import NAME, rows_of, sent_and_committed
+from .publishing import NAME, rows_of, sent_and_committed
 
 LOOSE, STRICT = 0.62, 0.9  # of the corpus, three clips of two batches, and two of one
 GONE = "clip 4.wav"

@@ -32,8 +32,8 @@ from speechmill.publish import card
 from speechmill.shards import ENHANCED, write_table
 from speechmill.sources import open_source
 
+from .published import RATE, Run
 from .test_config import CONFIG
-from .test_publish import RATE, Run
 
 SPLITS = ("train", "validation", "test")
 TEXT = "สวัสดีครับ ทดสอบน้ำ"

@@ -8,13 +8,13 @@ from speechmill.cli import main
 from speechmill.errors import SpeechmillError
 from speechmill.ledger import check_batch
 from speechmill.publish.folder import publish_folder
-from speechmill.publish.shards import Batch
+from speechmill.publish.survey import Batch
 from speechmill.ranking.decide import rank_batch
 from speechmill.removal import add_removals, find_clips, read_removals, speaker_key
 from speechmill.shards import write_table
 
+from .published import Run
 from .test_decide import GOOD, PROFILE, duplicates_of, ledger_of, manifest_of, scores_of
-from .test_publish import Run
 
 STATES = {
     "good": {"speaker_id": "ann"},

@@ -1,14 +1,10 @@
-"""The report: numbers against direct computation, the choice of examples, and a page that is closed in itself."""
+"""The report: numbers against direct computation, the choice of examples, and charts."""
 
 import base64
-import hashlib
 import io
-import itertools
-import json
 import math
 import re
 from collections import Counter
-from html.parser import HTMLParser
 from unittest import mock
 
 import numpy as np
@@ -19,151 +15,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from speechmill.audio.encode import decode_flac, encode_flac
+from speechmill.audio.encode import decode_flac
 from speechmill.errors import LedgerError, SpeechmillError
 from speechmill.files import read_json
-from speechmill.ranking.profile import Criterion, FrozenProfile, Gate, _hash
 from speechmill.report import plots, summary
 from speechmill.report.examples import choose, load_examples
-from speechmill.report.page import make_report, write_report
 from speechmill.report.plots import spectrogram_db, spectrogram_png
-from speechmill.report.summary import Distribution, funnel, merge_ranking, overview, summarize
-from speechmill.shards import ENHANCED, RANKING, write_table
-from speechmill.text import plain
+from speechmill.report.summary import Distribution, funnel, merge_ranking, overview
+from speechmill.shards import RANKING, write_table
 
-RATE = 16_000
-EVIL = "</script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>\"'&\x00"
-METRICS = ["snr_db", "input_snr_db", "input_clip_ratio", "denoise_removed_db", "a_new_metric"]
-
-
-def make_profile(threshold: float = 0.5) -> FrozenProfile:
-    body = {
-        "name": "asr",
-        "version": 1,
-        "description": EVIL,
-        "threshold": threshold,
-        "min_coverage": 0.8,
-        "gates": (Gate("input_snr_db", 0.0, None, EVIL), Gate("duration", None, 30.0, "too long")),
-        "criteria": (
-            Criterion("input_snr_db", "noise", -5.0, 35.0, "benefit", 0.7),
-            Criterion("input_clip_ratio", "level", 1e-5, 1e-2, "cost", 0.2, None, "log10"),
-            Criterion("snr_db", "noise", 0.0, 40.0, "target", 0.1, (10.0, 30.0)),
-        ),
-        "dropped_criteria": ("distillmos",),
-        "dropped_gates": (),
-    }
-    return FrozenProfile(**body, sha256=_hash(FrozenProfile(**body, sha256="")))
-
-
-ADVICE = {
-    "rows": 40,
-    "criteria": {"input_snr_db": {"profile": 0.7, "entropy": 0.4, "critic": None, "at_low": 0.0, "at_high": 0.31}},
-    "correlation": {"snr_db": {"input_snr_db": 0.93}, "input_snr_db": {"snr_db": 0.93, "input_clip_ratio": None}},
-    "warnings": [f"input_snr_db: 31% {EVIL}"],
-}
-SOURCE = {
-    "kind": "folder",
-    "path": EVIL,
-    "revision": "sha256:00ff",
-    "license": "CC-BY-SA-3.0",
-    "attribution": EVIL,
-    "bytes": 1234,
-    "files": [{"path": EVIL, "size": 1234, "sha256": "0" * 64}],
-}
-CONFIG = {"dataset": "demo", "report": {"examples": 2}, "source": {"path": EVIL}}
-VERSIONS = {"numpy": "2.0", "dnsmos_p808": "ab" * 32}
-SKIPPED = [{"name": "squim", "reason": EVIL}]
-TIMING = {"enhance": {"jobs": 2, "seconds": 12.5}}
-
-
-class Corpus:
-    """Ranking tables and enhanced shards of two batches, drawn from a seed, with every state in them."""
-
-    def __init__(self, directory, clips=60, threshold=0.5, seconds=0.4, states=None, seed=1):
-        random = np.random.default_rng(seed)
-        self.directory, self.rows, self.audio = directory, [], {}
-        self.ranking, self.enhanced = [], []
-        self.profile = make_profile(threshold)
-        cut = min(clips, max(1, clips // 3))
-        for batch, members in (("b0", range(cut)), ("b1", range(cut, clips))):
-            ranking, enhanced = [], []
-            for n in members:
-                row, shard = self.clip(n, batch, states[n % len(states)] if states else n % 8, random, seconds)
-                ranking.append(row)
-                if shard:
-                    enhanced.append(shard)
-            schema = pa.schema([*RANKING, *(pa.field(m, pa.float64()) for m in METRICS)])
-            self.rows += ranking
-            self.ranking.append(directory / "ranking" / f"{batch}.parquet")
-            self.enhanced.append(directory / "enhanced" / f"{batch}.parquet")
-            write_table(pa.Table.from_pylist(ranking, schema=schema), self.ranking[-1])
-            write_table(pa.Table.from_pylist(enhanced, schema=ENHANCED), self.enhanced[-1], row_group_size=7)
-
-    def clip(self, n, batch, kind, random, seconds):
-        clip_id = hashlib.sha256(str(n).encode()).hexdigest()[:24]
-        row = dict.fromkeys([*RANKING.names, *METRICS])
-        row |= {
-            "id": clip_id,
-            "batch": batch,
-            "source_file": f"ก/{EVIL}{n}.wav",
-            "input_duration": seconds + 0.25,
-        }
-        if kind == 0:
-            return row | {"state": "errored", "error_class": ["unreadable", EVIL][n % 2], "message": EVIL}, None
-        if kind == 1:
-            reason = {"criterion": "speech_s", "value": 0.0, "threshold": 0.25, "message": f"no speech {n}"}
-            return row | {"state": "rejected", **reason}, None
-        # Few distinct values, so that there are ties.
-        closeness = round(float(random.uniform()), 2)
-        measured = {m: float(random.normal(10, 5)) for m in METRICS} | {"input_clip_ratio": float(n % 3) / 1000}
-        variant = "enhanced" if n % 2 else "original"
-        row |= {
-            "text": ["สวัสดีครับ", EVIL, None][n % 3],
-            "language": ["th", '"><b>', None][n % 3],
-            "speaker_id": EVIL,
-            "duration": seconds,
-            "variant": variant,
-            "closeness": closeness,
-            "coverage": 1.0,
-            "failed_gates": [],
-            **measured,
-        }
-        if n % 5 == 0:
-            row["a_new_metric"] = None
-        if kind == 2:
-            row |= {"state": "duplicate", "duplicate_of": "0" * 24}
-        elif kind == 3:
-            row |= {"state": "rejected", "criterion": "input_snr_db", "value": -1.0, "threshold": 0.0}
-            row |= {"failed_gates": ["input_snr_db", "duration"], "message": EVIL}
-        elif closeness < self.profile.threshold:
-            row |= {"state": "rejected", "criterion": "closeness", "value": closeness, "message": "too far"}
-            row["threshold"] = self.profile.threshold
-        else:
-            row["state"] = "accepted"
-        samples = 0.3 * np.sin(np.arange(int(seconds * RATE)) * (0.05 + 0.01 * (n % 9))).astype(np.float32)
-        audio = {"bytes": encode_flac(samples, RATE), "path": f"{clip_id}.flac"}
-        noise = random.normal(0, 0.01, len(samples)).astype(np.float32)
-        original = {"bytes": encode_flac(samples + noise, RATE), "path": "x.flac"} if variant == "enhanced" else None
-        self.audio[clip_id] = (audio["bytes"], original and original["bytes"])
-        return row, {"id": clip_id, "audio": audio, "original": original, "duration": seconds, "variant": variant}
-
-    def report(self, examples=2):
-        out = self.directory / "report"
-        self.page, self.summary, self.table = out / "report.html", out / "summary.json", out / "ranking.parquet"
-        return make_report(
-            self.ranking,
-            self.enhanced,
-            self.profile,
-            ADVICE,
-            SOURCE,
-            CONFIG | {"report": {"examples": examples}},
-            VERSIONS,
-            SKIPPED,
-            TIMING,
-            self.page,
-            self.summary,
-            self.table,
-        )
+from .report_corpus import METRICS, RATE, SKIPPED, SOURCE, TIMING, VERSIONS, Corpus, ranked
 
 
 @pytest.fixture(scope="module")
@@ -171,13 +32,6 @@ def corpus(tmp_path_factory):
     made = Corpus(tmp_path_factory.mktemp("report"))
     made.report()
     return made
-
-
-def ranked(corpus):
-    return [row for row in corpus.rows if row["closeness"] is not None and row["state"] != "duplicate"]
-
-
-# Numbers
 
 
 @settings(max_examples=60)
@@ -429,121 +283,3 @@ def test_charts_count_every_value_and_draw_gates_and_bounds(corpus):
     assert plots.SKY.lower() in svg.lower()
     edges = np.linspace(9, 11, 5)  # all values beyond the ends are in the outermost bins
     assert plots.binned(found.metrics["snr_db"], edges).sum() == found.metrics["snr_db"].count
-
-
-# The page
-
-
-class Page(HTMLParser):
-    """What a browser would load or run, and the text it would show."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.text, self.inside = [], [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        self.inside.append(tag)
-
-    def handle_endtag(self, tag):
-        while self.inside and self.inside.pop() != tag:
-            pass
-
-    def handle_data(self, data):
-        if not {"style", "script"} & set(self.inside):
-            self.text.append(data)
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-@pytest.fixture(scope="module")
-def page(corpus):
-    return Page(corpus.page.read_text("utf-8"))
-
-
-def test_the_page_loads_nothing(corpus, page):
-    for _, attributes in page.tags:
-        for name in ("src", "srcset", "href", "action", "data", "poster", "background", "formaction", "ping"):
-            if name in attributes:
-                assert attributes[name].startswith(("data:", "#")), attributes[name][:80]
-    html = corpus.page.read_text("utf-8")
-    style = re.search(r"<style>(.*?)</style>", html, re.S)[1]
-    assert "url(" not in style
-    assert "@import" not in style
-    policy = next(m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
-    assert "default-src 'none'" in policy
-    assert not re.search(r"https?:", policy)
-    script = re.search(r"<script>(.*?)</script>", html, re.S)[1]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert f"script-src 'sha256-{digest}'" in policy
-
-
-def test_hostile_text_stays_text(page):
-    assert len(page.all("script")) == 1
-    assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
-    assert not [image for image in page.all("img") if not image["src"].startswith("data:image/")]
-    shown = "".join(page.text)
-    assert shown.count(plain(EVIL)) > 10  # reasons, texts, paths, profile, attribution, skipped groups, ...
-    assert "สวัสดีครับ" in shown
-    assert "\x00" not in shown
-    assert {a["lang"] for _, a in page.tags if "lang" in a} == {"en", "th"}
-
-
-def test_the_page_can_be_used_without_eyes_or_mouse(page):
-    assert all(image["alt"] for image in page.all("img"))
-    assert page.all("audio")
-    assert all("controls" in audio and audio["aria-label"] for audio in page.all("audio"))
-    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    targets = {a["href"][1:] for a in page.all("a")} | {s["aria-labelledby"] for s in page.all("section")}
-    assert targets <= set(ids)
-    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
-    assert levels.count(1) == 1
-    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
-
-
-def test_the_page_says_what_the_summary_says(corpus, page):
-    shown = re.sub(r"\s+", " ", "".join(page.text))
-    result = read_json(corpus.summary)
-    assert f"{result['clips']['accepted']} of 60 clips were accepted" in shown
-    assert corpus.profile.sha256 in shown
-    assert "31 % saturated" in shown
-    assert "distillmos" in shown
-    for name in VERSIONS:
-        assert name in shown
-
-
-def test_the_same_input_gives_the_same_bytes(corpus):
-    before = [path.read_bytes() for path in (corpus.page, corpus.summary, corpus.table)]
-    corpus.report()
-    assert [path.read_bytes() for path in (corpus.page, corpus.summary, corpus.table)] == before
-
-
-@pytest.mark.parametrize(
-    ("clips", "threshold", "states", "says"),
-    [
-        (12, 1.1, None, "No clip was accepted."),
-        (6, 0.5, [0, 1], "None of them could be ranked"),
-        (1, 0.0, [5], "1 of 1 clips were accepted"),
-        (1, 0.5, [0], "None of them could be ranked"),
-        (0, 0.5, None, "0 of 0 clips were accepted"),
-    ],
-)
-def test_the_report_of_little_or_nothing(tmp_path, clips, threshold, states, says):
-    corpus = Corpus(tmp_path, clips, threshold, states=states)
-    result = corpus.report(examples=1)
-    assert says in re.sub(r"\s+", " ", "".join(Page(corpus.page.read_text("utf-8")).text))
-    assert pq.read_metadata(corpus.table).num_rows == clips
-    assert json.loads(corpus.summary.read_text()) == result
-    if not ranked(corpus):
-        assert result["metrics"]["snr_db"] == {"p5": None, "p50": None, "p95": None}
-
-
-def test_a_source_and_advice_with_little_in_them(corpus):
-    summarize(overview(corpus.ranking), corpus.profile, {}, CONFIG, {}, [], {})
-    out = corpus.directory / "bare.html"
-    bare = summarize(overview([]), corpus.profile, {}, CONFIG, {}, [], {})
-    write_report(out, bare, overview([]), {}, corpus.profile, {}, {}, CONFIG)
-    assert "All metric groups that were asked for were measured." in out.read_text("utf-8")
