@@ -260,19 +260,10 @@ def job(memory_mb=slurm.OTHER_MB, gpus=0):
     return slurm.job_resources(config["cluster"], gpus, memory_mb, run_prefix(), controls_slurm, logger.warning)
 
 
-def worker(section):
-    """Resources of an enhance or score job."""
+def worker():
+    """Resources of an enhance or score job. `engine_attempt` makes its device batches smaller from attempt to attempt."""
     gpus = gpus_per_worker()
     if "workers" not in workflow.global_resources:
         workflow.register_resource("workers", config["cluster"]["workers"])
     resources = job(slurm.megabytes(config["cluster"]["memory_per_worker"]), gpus)
-    return resources | {"gpu": gpus, "workers": 1, "batch_seconds": smaller_batches(section)}
-
-
-def smaller_batches(section):
-    """Padded seconds of a device batch: the configured number, divided by the attempt."""
-
-    def seconds(wildcards, attempt):
-        return max(1, int(config[section]["batch_seconds"] / attempt))
-
-    return seconds
+    return resources | {"gpu": gpus, "workers": 1, "engine_attempt": lambda wildcards, attempt: attempt}

@@ -15,7 +15,7 @@ rule enhance:
         "../envs/speechmill.yaml"
     threads: 2
     resources:
-        **worker("enhance"),
+        **worker(),
     params:
         version=versions.ENHANCE,
         settings={key: value for key, value in config["enhance"].items() if key != "batch_seconds"},

@@ -60,7 +60,7 @@ rule enhance_again:
         "../envs/speechmill.yaml"
     threads: 2
     resources:
-        **worker("enhance"),
+        **worker(),
     params:
         version=versions.ENHANCE,
     script:

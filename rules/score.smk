@@ -13,7 +13,7 @@ rule score:
         "../envs/speechmill.yaml"
     threads: 2
     resources:
-        **worker("score"),
+        **worker(),
     params:
         version=versions.SCORE,
         settings={key: value for key, value in config["score"].items() if key != "batch_seconds"},

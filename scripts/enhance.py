@@ -19,9 +19,9 @@ with logged(snakemake):
         read_preflight(Path(snakemake.input.preflight)),
         device_of(snakemake.resources.gpu, snakemake.config["device"]),
         snakemake.threads,
-        snakemake.resources.batch_seconds,
         enhanced,
         ledger,
+        snakemake.resources.engine_attempt,
     )
     if again:
         ledger.unlink()

@@ -13,7 +13,7 @@ with logged(snakemake):
         read_preflight(Path(snakemake.input.preflight)),
         device_of(snakemake.resources.gpu, snakemake.config["device"]),
         snakemake.threads,
-        snakemake.resources.batch_seconds,
         Path(snakemake.output.scores),
+        snakemake.resources.engine_attempt,
     )
     print(counts)

@@ -1,49 +1,69 @@
-"""Batches of clips of similar length, and the isolation of a clip that fails.
+"""The engine of the heavy jobs: batches of clips of similar length, on a device, while other clips are read and written.
 
 A batch is padded to its longest clip; every function that gets one also gets the true lengths and masks by
 them, so a clip's result does not depend on its batch-mates.
+
+What is held at a time is a few windows: one that is being read, those that are being computed (two at most, where the
+end of one and the beginning of the next are), and one that is being written. A window is WINDOW_BATCHES device batches,
+or less where that many take longer than WINDOW_SECONDS: a killed job loses the windows in work.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 
 from speechmill.errors import ClipError
+from speechmill.faults import is_machine_fault
+from speechmill.memory import Budget, within_memory
+from speechmill.parallel import bounded_map, read_ahead
 
 Item = TypeVar("Item")
-WINDOW_BATCHES = 8  # clips of this many device batches are held at a time: enough to find ones of similar length
-# What torch, CUDA's libraries, onnxruntime and Python say when it is the machine that fails.
-MACHINE_WORDS = (
-    *("CUDA error", "cuDNN error", "cuFFT error", "CUBLAS", "out of memory", "can't allocate memory"),
-    *("Cannot allocate memory", "Failed to allocate memory", "bad_alloc", "can't start new thread"),
-)
 Result = TypeVar("Result")
 
+WINDOW_BATCHES = 8  # enough to find clips of similar length
+WINDOW_CLIPS = 8192
+WINDOW_SECONDS = 10.0  # of work
+SMALLEST_WINDOW = 30.0  # seconds of audio
 
-def exact_convolutions() -> AbstractContextManager[None]:
-    """Around convolutions on a GPU: no TF32 and no algorithm whose result changes from call to call."""
-    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+_exact_lock = threading.Lock()
+_exact_depth = 0
+_exact_before: tuple[bool, bool, bool] | None = None
 
 
-def windows(
-    items: Iterable[Item], seconds: Callable[[Item], float], most: float, count: int = 1024
-) -> Iterator[list[Item]]:
-    """Consecutive items, cut where their seconds reach `most` or there are `count`: what is held at a time."""
-    window: list[Item] = []
-    held = 0.0
-    for item in items:
-        window.append(item)
-        held += seconds(item)
-        if held >= most or len(window) >= count:
-            yield window
-            window, held = [], 0.0
-    if window:
-        yield window
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Around convolutions on a GPU: no TF32 and no algorithm whose result changes from call to call.
+
+    The flags are the process's: `torch.backends.cudnn.flags` in one thread would take them from another.
+    """
+    global _exact_depth, _exact_before
+    cudnn = torch.backends.cudnn
+    with _exact_lock:
+        if _exact_depth == 0:
+            _exact_before = (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32)
+            cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = True, False, False
+        _exact_depth += 1
+    try:
+        yield
+    finally:
+        with _exact_lock:
+            _exact_depth -= 1
+            if _exact_depth == 0 and _exact_before is not None:
+                cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = _exact_before
+
+
+def batches_at_once(device: str) -> int:
+    """Batches that are on the device at a time: on a GPU one computes while another is copied, resampled, encoded."""
+    return 3 if device.startswith("cuda") else 1
 
 
 def length_batches(lengths: Sequence[int], budget: int, multiple: int = 1) -> list[list[int]]:
@@ -66,13 +86,18 @@ def length_batches(lengths: Sequence[int], budget: int, multiple: int = 1) -> li
 
 
 def pad(clips: Sequence[np.ndarray], device: str, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clips (n_i,) float32 -> batch (B, S) float32 padded with zeros, lengths (B,) int64; S a multiple of `multiple`."""
+    """Clips (n_i,) float32 -> batch (B, S) float32 padded with zeros, lengths (B,) int64; S a multiple of `multiple`.
+
+    To a GPU it is copied from pinned memory, without waiting.
+    """
     lengths = [len(clip) for clip in clips]
     size = -(-max(lengths, default=1) // multiple) * multiple
-    batch = np.zeros((len(clips), max(size, multiple)), np.float32)
-    for row, clip in zip(batch, clips, strict=True):
+    on_gpu = device.startswith("cuda")
+    batch = torch.empty((len(clips), max(size, multiple)), pin_memory=on_gpu)
+    for row, clip in zip(batch.numpy(), clips, strict=True):
         row[: len(clip)] = clip
-    return torch.from_numpy(batch).to(device), torch.tensor(lengths, dtype=torch.int64, device=device)
+        row[len(clip) :] = 0
+    return batch.to(device, non_blocking=on_gpu), torch.tensor(lengths, dtype=torch.int64, device=device)
 
 
 def isolate(
@@ -96,12 +121,87 @@ def isolate(
     return [result for item in items for result in isolate(function, [item], error_class)]
 
 
-def is_machine_fault(error: BaseException) -> bool:
-    """True where trying the same clip elsewhere may work: out of memory, a lost device, a full disk."""
-    if isinstance(error, (MemoryError, OSError)):
-        return True
-    accelerator = getattr(torch, "AcceleratorError", ())
-    if isinstance(error, (torch.cuda.OutOfMemoryError, *([accelerator] if accelerator else []))):
-        return True
-    # Any type of exception: onnxruntime's derive from Exception alone.
-    return any(words in str(error) for words in MACHINE_WORDS)
+@dataclass
+class Window(Generic[Item, Result]):
+    """Consecutive items and what became of them; None where there was nothing to compute."""
+
+    items: list[Item]
+    results: list[Result | ClipError | None] = field(init=False)
+    groups: int = 0  # that are not yet computed
+    begin: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.results = [None] * len(self.items)
+
+    def pairs(self) -> Iterator[tuple[Item, Result | ClipError | None]]:
+        """Each item with what became of it."""
+        return zip(self.items, self.results, strict=True)
+
+
+@dataclass
+class Engine(Generic[Item, Result]):
+    """Computes a stream of items in device batches; the results come in the items' order, window by window.
+
+    length: samples of an item at `rate`; 0 for one that is not computed. compute: a device batch -> a result for each;
+    called by `batches_at_once` threads. error_class: of a clip at which it raises.
+    """
+
+    length: Callable[[Item], int]
+    compute: Callable[[Sequence[Item]], list[Result]]
+    error_class: str
+    budget: Budget
+    device: str
+    rate: int
+    multiple: int
+
+    def run(self, items: Iterable[Item]) -> Iterator[Window[Item, Result]]:
+        """The windows, each once all of it is computed. Items are read in a thread of its own."""
+        at_once = batches_at_once(self.device)
+        self._seconds = self.budget.seconds
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(at_once) as workers:
+            groups = self._groups(read_ahead(reader, self._windows(items)))
+            for window in bounded_map(workers, self._group, groups, ahead=at_once + 1):
+                window.groups -= 1
+                if window.groups == 0:
+                    self._pace(window)
+                    yield window
+
+    def _windows(self, items: Iterable[Item]) -> Iterator[Window[Item, Result]]:
+        held: list[Item] = []
+        samples = 0
+        for item in items:
+            held.append(item)
+            samples += self.length(item)
+            if samples >= self._seconds * self.rate or len(held) >= WINDOW_CLIPS:
+                yield Window(held)
+                held, samples = [], 0
+        if held:
+            yield Window(held)
+
+    def _groups(self, windows: Iterable[Window[Item, Result]]) -> Iterator[tuple[Window[Item, Result], list[int]]]:
+        for window in windows:
+            present = [i for i, item in enumerate(window.items) if self.length(item)]
+            lengths = [self.length(window.items[i]) for i in present]
+            groups = length_batches(lengths, int(self.budget.seconds * self.rate), self.multiple) or [[]]
+            window.groups, window.begin = len(groups), time.monotonic()
+            for group in groups:
+                yield window, [present[i] for i in group]
+
+    def _group(self, work: tuple[Window[Item, Result], list[int]]) -> Window[Item, Result]:
+        window, indices = work
+        members = [window.items[i] for i in indices]
+        if members:
+            results = within_memory(self._isolated, members, self.budget, self.device)
+            for i, result in zip(indices, results, strict=True):
+                window.results[i] = result
+        return window
+
+    def _isolated(self, members: Sequence[Item]) -> list[Result | ClipError]:
+        return isolate(self.compute, members, self.error_class)
+
+    def _pace(self, window: Window[Item, Result]) -> None:
+        """Make the next window as large as WINDOW_SECONDS of work, but no larger than WINDOW_BATCHES batches."""
+        took = max(time.monotonic() - window.begin, 1e-3)
+        seconds = sum(self.length(item) for item in window.items) / self.rate * WINDOW_SECONDS / took
+        most = WINDOW_BATCHES * self.budget.seconds
+        self._seconds = min(most, max(seconds, SMALLEST_WINDOW))

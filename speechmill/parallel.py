@@ -1,11 +1,12 @@
-"""Work in threads that keeps its order and reads only a bounded number of items ahead."""
+"""Work in threads that keeps its order and holds only a bounded number of items."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from types import TracebackType
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,3 +23,45 @@ def bounded_map(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def read_ahead(pool: ThreadPoolExecutor, items: Iterable[Item]) -> Iterator[Item]:
+    """The same items; the next one is made in a thread of `pool` while the caller works on the one it has."""
+    iterator = iter(items)
+    end = object()
+    future: Future[Any] = pool.submit(next, iterator, end)
+    while (item := future.result()) is not end:
+        future = pool.submit(next, iterator, end)
+        yield item
+
+
+class Behind:
+    """Calls in one thread, in their order, while the caller is at most one ahead of the call at work.
+
+    A context manager: waits for the last call. What a call raises is raised by the next `call`, or at the end.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Behind:
+        return self
+
+    def call(self, function: Callable[..., None], *arguments: Any) -> None:
+        self._wait()
+        self._last = self._pool.submit(function, *arguments)
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._wait()
+        finally:
+            self._pool.shutdown()

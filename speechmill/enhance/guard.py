@@ -71,15 +71,22 @@ class Decision:
     reason: str
 
 
+def decide_by_input(input_snr_db: float, thresholds: GuardThresholds) -> Decision | None:
+    """The decision where the input alone makes it, so that such a clip need not be denoised; None where it does not."""
+    if not math.isfinite(input_snr_db):
+        return Decision("original", "not measured: input_snr_db")
+    if input_snr_db >= (limit := thresholds.clean_enough_db):
+        return Decision("original", f"clean enough: input_snr_db {input_snr_db:.1f} >= {limit:g}")
+    return None
+
+
 def choose_variant(evidence: GuardEvidence, thresholds: GuardThresholds = GuardThresholds()) -> Decision:
     """Apply the rule. What was not measured speaks for the original."""
     snr, kept, removed = evidence.input_snr_db, evidence.speech_kept, evidence.noise_removed_db
-    limit = thresholds.clean_enough_db
-    if not math.isfinite(snr):
-        return Decision("original", "not measured: input_snr_db")
+    if (decision := decide_by_input(snr, thresholds)) is not None:
+        return decision
+    limit = thresholds.clean_enough_without_pauses_db if math.isnan(removed) else thresholds.clean_enough_db
     if snr >= limit:
-        return Decision("original", f"clean enough: input_snr_db {snr:.1f} >= {limit:g}")
-    if math.isnan(removed) and snr >= (limit := thresholds.clean_enough_without_pauses_db):
         return Decision("original", f"no pauses to judge by: input_snr_db {snr:.1f} >= {limit:g}")
     if kept < thresholds.speech_kept:
         return Decision("original", f"speech lost: speech_kept {kept:.2f} < {thresholds.speech_kept:g}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,25 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
+from speechmill import __version__, versions
 from speechmill.audio.encode import decode_flac
 from speechmill.audio.resample import resample
-from speechmill.engine import WINDOW_BATCHES, isolate, length_batches, pad, windows
+from speechmill.engine import Engine, Window, batches_at_once, pad
 from speechmill.errors import ClipError
+from speechmill.files import sha256_json
+from speechmill.memory import first_budget
 from speechmill.metrics import ClipBatch
-from speechmill.parallel import bounded_map
+from speechmill.parallel import Behind, bounded_map
+from speechmill.parts import Parts
 from speechmill.preflight import as_preflight_found, check_models, load_found_groups
 from speechmill.shards import ENHANCED, reading_shard, table_writer, with_models
 from speechmill.vad import CHUNK, RATE, SileroVad, vad_versions
 
 DESCRIPTIVE = ("duration", "variant", "variant_reason")  # what ranking and report need to know of the shard
 READ_ROWS = 16  # of a shard, as Python objects
+BYTES_PER_SECOND = 4e6  # of device memory that a second of audio takes
+
+Loaded = tuple[dict[str, Any], np.ndarray]  # a row of the shard, and its audio at RATE
 
 
 def score_batch(
@@ -35,14 +43,17 @@ def score_batch(
     found: Mapping[str, Any],
     device: str,
     threads: int,
-    batch_seconds: float,
     scores: Path,
+    attempt: int = 1,
 ) -> dict[str, int]:
     """Run the job; returns the number of clips scored and errored.
 
+    What an earlier attempt has finished is taken over (`speechmill.parts`); a later `attempt` computes smaller device
+    batches.
+
     Raises:
-        SpeechmillError: this node lacks what preflight `found`; or the shard, or a clip in it, is damaged, which is
-            no clip's fault, so none becomes errored by it.
+        SpeechmillError: this node lacks what preflight `found`, or its GPU fails; or the shard, or a clip in it, is
+            damaged, which is no clip's fault, so none becomes errored by it.
     """
     torch.set_num_threads(threads)
     with as_preflight_found():
@@ -66,40 +77,72 @@ def score_batch(
     )
     schema = with_models(schema, models)
 
-    def measure(clips: Sequence[np.ndarray]) -> list[dict[str, float]]:
-        batch, lengths = pad(clips, device, multiple=CHUNK)
+    def measure(items: Sequence[Loaded]) -> list[dict[str, float]]:
+        batch, lengths = pad([samples for _, samples in items], device, multiple=CHUNK)
         clip_batch = ClipBatch(batch, lengths, vad.probabilities(batch, lengths))
         values: dict[str, np.ndarray] = {}
         for group in groups:
             values.update(group.measure(clip_batch))
-        return [{name: float(column[i]) for name, column in values.items()} for i in range(len(clips))]
+        return [{name: float(column[i]) for name, column in values.items()} for i in range(len(items))]
 
     counts = {"scored": 0, "errored": 0}
     names = ["id", "audio", *DESCRIPTIVE, *carried]
+    rows = shard.metadata.num_rows
+    key = _key(enhanced, config, models, schema.names, device)
     with (
+        Parts(scores, schema.remove_metadata(), key, rows) as parts,
         ThreadPoolExecutor(threads) as pool,
         table_writer(schema, scores) as writer,
-        tqdm(total=shard.metadata.num_rows, desc=enhanced.stem, unit="clip", mininterval=5) as progress,
+        tqdm(total=rows, desc=enhanced.stem, unit="clip", mininterval=5) as progress,
     ):
-        rows = _read(shard, enhanced, names)
-        loaded = bounded_map(pool, partial(_load, enhanced), rows, ahead=4 * threads)
-        for window in windows(loaded, lambda item: len(item[1]) / RATE, WINDOW_BATCHES * batch_seconds):
-            clips = [samples for _, samples in window]
-            results: list[dict[str, float] | ClipError] = [{}] * len(clips)
-            for group in length_batches([len(clip) for clip in clips], int(batch_seconds * RATE), CHUNK):
-                measured = isolate(measure, [clips[i] for i in group], "score_failed")
-                for i, result in zip(group, measured, strict=True):
-                    results[i] = result
-            for (values, _), result in zip(window, results, strict=True):
-                failed = isinstance(result, ClipError)
-                counts["errored" if failed else "scored"] += 1
-                if isinstance(result, ClipError):
-                    values.update(error_class=result.error_class, message=result.message)
-                else:
-                    values.update({k: v if math.isfinite(v) else None for k, v in result.items()})
-                writer.write({name: values.get(name) for name in schema.names})
+
+        def put(rows: Iterable[dict[str, Any]]) -> None:
+            for row in rows:
+                counts["errored" if row["error_class"] else "scored"] += 1
+                writer.write(row)
                 progress.update()
+
+        def finish(window: Window[Loaded, dict[str, float]]) -> None:
+            rows = [_row(values, result, schema.names) for (values, _), result in window.pairs()]
+            put(rows)
+            parts.add(rows)
+
+        for done in parts.finished():
+            put(done)
+        loaded = bounded_map(
+            pool, partial(_load, enhanced), islice(_read(shard, enhanced, names), parts.rows, None), ahead=4 * threads
+        )
+        budget = first_budget(
+            device, config["score"]["batch_seconds"], attempt, BYTES_PER_SECOND, batches_at_once(device)
+        )
+        engine = Engine(lambda item: len(item[1]), measure, "score_failed", budget, device, RATE, CHUNK)
+        with Behind() as behind:
+            for window in engine.run(loaded):
+                behind.call(finish, window)
     return counts
+
+
+def _key(enhanced: Path, config: dict[str, Any], models: Mapping[str, str], columns: list[str], device: str) -> str:
+    """Names all that the rows of the scores depend on."""
+    stat = enhanced.stat()
+    return sha256_json(
+        {
+            "shard": [stat.st_size, stat.st_mtime_ns],
+            "models": models,
+            "columns": columns,
+            "settings": {name: value for name, value in config["score"].items() if name != "batch_seconds"},
+            "device": torch.device(device).type,
+            "version": [versions.SCORE, __version__],
+        }
+    )
+
+
+def _row(values: dict[str, Any], result: dict[str, float] | ClipError | None, columns: Sequence[str]) -> dict[str, Any]:
+    if isinstance(result, ClipError):
+        values.update(error_class=result.error_class, message=result.message)
+    elif result is not None:
+        values.update({name: value if math.isfinite(value) else None for name, value in result.items()})
+    return {name: values.get(name) for name in columns}
 
 
 def _read(shard: pq.ParquetFile, path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -113,7 +156,7 @@ def _read(shard: pq.ParquetFile, path: Path, columns: list[str]) -> Iterator[dic
         yield from chunk.to_pylist()
 
 
-def _load(shard: Path, row: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+def _load(shard: Path, row: dict[str, Any]) -> Loaded:
     """A row of our own shard without its audio, and the audio at RATE."""
     audio = row.pop("audio") or {}
     with reading_shard(shard, row["id"]):

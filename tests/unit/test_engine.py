@@ -1,4 +1,4 @@
-"""Length buckets, order-keeping threads, and the isolation of a clip that fails."""
+"""Length buckets, order-keeping threads, the isolation of a clip that fails, and the loop over it all."""
 
 import threading
 import time
@@ -10,9 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechmill.engine import is_machine_fault, isolate, length_batches, pad
+from speechmill import engine
+from speechmill.engine import Engine, exact_convolutions, isolate, length_batches, pad
 from speechmill.errors import ClipError
-from speechmill.parallel import bounded_map
+from speechmill.faults import is_machine_fault
+from speechmill.memory import Budget
+from speechmill.parallel import Behind, bounded_map, read_ahead
 
 
 @given(st.lists(st.integers(0, 5000), max_size=200), st.integers(1, 20_000), st.sampled_from([1, 512]))
@@ -91,3 +94,117 @@ def test_bounded_map_keeps_order_and_reads_a_bounded_number_ahead():
                 used += 1
     assert used == 100
     assert most <= 9
+
+
+def test_read_ahead_keeps_order_and_makes_one_ahead():
+    made = []
+
+    def items():
+        for i in range(5):
+            made.append(i)
+            yield i
+
+    with ThreadPoolExecutor(1) as pool:
+        for item in read_ahead(pool, items()):
+            assert len(made) <= item + 2
+    assert made == list(range(5))
+
+    def broken():
+        yield 1
+        raise ValueError("the source broke")
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="the source broke"):
+        list(read_ahead(pool, broken()))
+
+
+def test_behind_calls_in_order_and_passes_errors_on():
+    called = []
+    with Behind() as behind:
+        for i in range(20):
+            behind.call(called.append, i)
+            assert len(called) >= i - 1
+    assert called == list(range(20))
+    with pytest.raises(ZeroDivisionError), Behind() as behind:
+        behind.call(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError), Behind() as behind:
+        behind.call(lambda: 1 / 0)
+        behind.call(called.append, 20)
+    assert called[-1] == 19
+
+
+def test_exact_convolutions_in_one_thread_are_not_ended_by_another():
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.deterministic
+    other = exact_convolutions()
+    with ThreadPoolExecutor(1) as pool:
+        with exact_convolutions():
+            pool.submit(other.__enter__).result()
+        assert (cudnn.allow_tf32, cudnn.deterministic) == (False, True)
+        pool.submit(other.__exit__, None, None, None).result()
+    assert (cudnn.allow_tf32, cudnn.deterministic) == before
+
+
+def squares(items):
+    return [item * item for item in items]
+
+
+def looping(compute, seconds=10, device="cpu"):
+    """Items are numbers, as many samples long as they say, at 1 Hz."""
+    return Engine(lambda item: item, compute, "broke", Budget(seconds), device, rate=1, multiple=1)
+
+
+@given(st.lists(st.integers(0, 30), max_size=80), st.integers(1, 60))
+def test_every_item_comes_back_in_its_place(items, seconds):
+    windows = list(looping(squares, seconds).run(iter(items)))
+    pairs = [pair for window in windows for pair in window.pairs()]
+    assert pairs == [(item, item * item if item else None) for item in items]
+
+
+def test_one_bad_item_costs_only_itself_and_what_the_source_says_is_raised():
+    def compute(items):
+        if 7 in items:
+            raise ValueError("seven")
+        return squares(items)
+
+    (window,) = looping(compute, 1000).run(iter([5, 7, 9]))
+    assert window.results[0] == 25
+    assert window.results[2] == 81
+    assert window.results[1].error_class == "broke"
+
+    def broken():
+        yield from range(1, 50)
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        list(looping(squares, 4).run(broken()))
+
+
+def test_what_is_held_is_bounded_whatever_the_corpus(monkeypatch):
+    taken = delivered = most = 0
+
+    def items():
+        nonlocal taken
+        for _ in range(2000):
+            taken += 1
+            yield 5
+
+    for window in looping(squares, 20).run(items()):
+        delivered += len(window.items)
+        most = max(most, taken - delivered)
+    assert delivered == 2000
+    assert most * 5 <= 4 * engine.WINDOW_BATCHES * 20
+
+
+def test_windows_grow_to_what_takes_their_time_and_no_further(monkeypatch):
+    monkeypatch.setattr(engine, "SMALLEST_WINDOW", 20)
+    sizes = [len(window.items) * 5 for window in looping(squares, 20).run(5 for _ in range(400))]
+    assert sizes[0] == 20
+    assert max(sizes) == engine.WINDOW_BATCHES * 20  # as fast as this is
+
+    def slow(items):
+        time.sleep(0.02)
+        return squares(items)
+
+    monkeypatch.setattr(engine, "WINDOW_SECONDS", 0.001)
+    sizes = [len(window.items) * 5 for window in looping(slow, 20).run(5 for _ in range(100))]
+    assert set(sizes[:-1]) == {20}

@@ -1,6 +1,7 @@
 """The enhance job on real clips: one bad clip costs only itself, a machine's fault stops the job."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import soundfile
 
 import speechmill.enhance.job as job
+import speechmill.enhance.processor as processor
+from speechmill import parts
 from speechmill.audio.encode import decode_flac
 from speechmill.config import validate_config
 from speechmill.errors import SpeechmillError
@@ -49,7 +52,7 @@ def run(tmp_path, corpus, found=None, **enhance):
     shard, ledger = tmp_path / "shard.parquet", tmp_path / "ledger.parquet"
     manifest = tmp_path / "manifest" / f"{batch['batch']}.json"
     found = preflight(config, ROOT / "config", tmp_path) | (found or {})
-    job.enhance_batch(manifest, source, None, config, found, "cpu", 1, 60, shard, ledger)
+    job.enhance_batch(manifest, source, None, config, found, "cpu", 1, shard, ledger)
     return tuple({row["source_file"]: row for row in pq.read_table(path).to_pylist()} for path in (shard, ledger))
 
 
@@ -94,14 +97,14 @@ def test_other_rates_and_levels(tmp_path, corpus, rate, level):
 )
 def test_one_bad_clip_costs_only_itself(tmp_path, corpus, monkeypatch, step, error_class):
     size = len(soundfile.read(corpus / "2.wav")[0])
-    real = getattr(job, step)
+    real = getattr(processor, step)
 
     def fragile(*arguments):
         if any(isinstance(a, int) and a == size for a in arguments) or len(arguments[0]) == size:
             raise ValueError("this clip is odd")
         return real(*arguments)
 
-    monkeypatch.setattr(job, step, fragile)
+    monkeypatch.setattr(processor, step, fragile)
     shard, ledger = run(tmp_path, corpus)
     assert set(shard) == {"0.wav", "1.wav", "3.wav"}
     assert ledger["2.wav"]["state"] == "errored"
@@ -113,10 +116,54 @@ def test_a_machines_fault_stops_the_job_and_leaves_nothing(tmp_path, corpus, mon
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(job, "encode_flac", full)
+    monkeypatch.setattr(processor, "encode_flac", full)
     with pytest.raises(OSError, match="No space left"):
         run(tmp_path, corpus)
     assert not [p.name for p in tmp_path.iterdir() if "shard" in p.name or "ledger" in p.name]
+
+
+def test_an_interrupted_batch_goes_on_and_ends_with_the_same_bytes(tmp_path, corpus, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+        shutil.copytree(corpus, folder / "corpus")
+    shard, _ = run(whole, whole / "corpus")
+    monkeypatch.setattr(parts, "PART_SECONDS", 0)
+    real, encoded = processor.encode_flac, []
+
+    def full(samples, rate):
+        if len(encoded) == 3:  # the second clip is encoded twice: as it is published, and as it was
+            raise OSError(28, "No space left on device")
+        encoded.append(len(samples))
+        return real(samples, rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(processor, "encode_flac", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(broken, broken / "corpus", batch_seconds=0.1)
+    assert (broken / ".shard.parts").exists()
+    assert not (broken / "shard.parquet").exists()
+    decoded = []
+    real_decode = processor.decode
+    monkeypatch.setattr(processor, "decode", lambda *a: decoded.append(a) or real_decode(*a))
+    run(broken, broken / "corpus")
+    assert len(decoded) < len(shard)
+    for name in ("shard.parquet", "ledger.parquet"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+    assert not (broken / ".shard.parts").exists()
+
+
+def test_a_clip_that_is_clean_enough_is_not_denoised(tmp_path, corpus, monkeypatch):
+    denoised = []
+    real = processor.limit_attenuation
+
+    def limit(original, *arguments):
+        denoised.append(len(original))
+        return real(original, *arguments)
+
+    monkeypatch.setattr(processor, "limit_attenuation", limit)
+    shard, _ = run(tmp_path, corpus)
+    assert sum(denoised) == sum(not row["variant_reason"].startswith("clean enough") for row in shard.values()) == 1
 
 
 def test_a_file_that_changed_since_it_was_listed_is_errored(tmp_path, corpus, monkeypatch):

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import speechmill.metrics.job as job
+from speechmill import parts
 from speechmill.audio.encode import encode_flac
 from speechmill.errors import SpeechmillError
 from speechmill.files import sha256_file
@@ -39,9 +40,9 @@ def shard(tmp_path):
     return path
 
 
-def score(shard, batch_seconds=60, threads=1):
+def score(shard, batch_seconds=60):
     scores = shard.parent.parent / "scores.parquet"
-    job.score_batch(shard, CONFIG, FOUND, "cpu", threads, batch_seconds, scores)
+    job.score_batch(shard, {"score": CONFIG["score"] | {"batch_seconds": batch_seconds}}, FOUND, "cpu", 1, scores)
     return pq.read_table(scores).to_pylist()
 
 
@@ -116,22 +117,26 @@ def test_another_vad_than_preflights_is_refused_by_the_nodes_name(shard, monkeyp
         score(shard)
 
 
-def test_what_is_held_is_bounded_by_seconds(shard, monkeypatch):
+def test_small_windows_and_an_interruption_change_nothing(shard, monkeypatch):
     alike = score(shard)
-    held, loaded = [], []
-    real_batches, real_load = job.length_batches, job._load
+    scores = shard.parent.parent / "scores.parquet"
+    before = scores.read_bytes()
+    scores.unlink()
+    monkeypatch.setattr(parts, "PART_SECONDS", 0)
+    real, loaded = job._load, []
 
-    def batches(lengths, *arguments):
-        held.append(sum(lengths) / RATE)
-        return real_batches(lengths, *arguments)
+    def load(path, row):
+        if row["id"] == "clip9":
+            raise OSError(5, "Input/output error")
+        return real(path, row)
 
-    def load(*arguments):
-        loaded.append(len(held))
-        return real_load(*arguments)
-
-    monkeypatch.setattr(job, "length_batches", batches)
-    monkeypatch.setattr(job, "_load", load)
-    windowed = score(shard, batch_seconds=0.5)
-    assert held == [4.5, 4.5, 4.5, 4.5]  # 8 device batches of half a second are passed by the third clip
-    assert loaded[-1] > 0  # not all are decoded before the first are measured
-    assert [row["id"] for row in windowed] == [row["id"] for row in alike]
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "_load", load)
+        with pytest.raises(OSError, match="Input/output"):
+            score(shard, batch_seconds=0.5)
+    assert not scores.exists()
+    monkeypatch.setattr(job, "_load", lambda path, row: loaded.append(row["id"]) or real(path, row))
+    assert score(shard) == alike
+    assert scores.read_bytes() == before
+    assert 0 < len(loaded) < 12
+    assert loaded[-1] == "clip11"

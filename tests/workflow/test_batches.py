@@ -36,8 +36,8 @@ def enhanced_and_scored(corpus, directory, metrics, batch_seconds):
     manifest = directory / "manifest" / f"{batch['batch']}.json"
     shard, ledger, scores = (directory / name for name in ("shard.parquet", "ledger.parquet", "scores.parquet"))
     found = preflight(config, ROOT / "config", directory)
-    enhance_batch(manifest, source, None, config, found, "cpu", 2, batch_seconds, shard, ledger)
-    score_batch(shard, config, found, "cpu", 2, batch_seconds, scores)
+    enhance_batch(manifest, source, None, config, found, "cpu", 2, shard, ledger)
+    score_batch(shard, config, found, "cpu", 2, scores)
     rows = {row["source_file"]: row for row in pq.read_table(shard).to_pylist()}
     values = {row["id"]: row for row in pq.read_table(scores).to_pylist()}
     return rows, {name: values[row["id"]] for name, row in rows.items()}
