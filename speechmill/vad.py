@@ -24,7 +24,9 @@ from speechmill.files import sha256_file
 RATE = 16_000  # Hz; the guard and all metrics listen at it, too
 CHUNK = 512  # samples per speech probability
 CONTEXT = 64  # samples of the previous chunk that the network sees again
-ENCODER_BLOCK = 8192  # chunks encoded at a time: bounds memory
+# Chunks encoded at a time, always as many: a product's kernel, and with it the order of summation, is chosen by its
+# size, and a clip's probabilities must not tell which batch-mates it had. On a CPU, what fits its caches.
+ENCODER_BLOCK = {"cpu": 512, "cuda": 8192}
 # silero_vad.jit of the package versions whose network this is. Another file needs a look before it is trusted.
 KNOWN_NETWORKS = {"e1122837f4154c511485fe0b9c64455f7b929c96fbb8d79fbdb336383ebd3720": "6.2.3"}
 
@@ -67,9 +69,18 @@ class SileroVad:
     def __init__(self, device: str = "cpu"):
         weights = {name: value.to(device) for name, value in _weights().items()}
         self.device = device
-        self.basis = weights["stft.forward_basis_buffer"]  # (258, 1, 256): a Hann-windowed DFT, real then imaginary
+        # The package's basis is a Hann-windowed DFT, as (258, 1, 256): its first row is the window.
+        self.window = weights["stft.forward_basis_buffer"][0, 0]
+        kernels = [weights[f"encoder.{i}.reparam_conv.weight"] for i in range(4)]  # (channels out, channels in, 3)
+        # As products: (taps x channels in, channels out). Of 4 frames the strides leave 2, then 1, so that the third
+        # layer's first tap and the fourth's outer ones only ever see padding.
+        taps = [slice(0, 3), slice(0, 3), slice(1, 3), slice(1, 2)]
         self.layers = [
-            (weights[f"encoder.{i}.reparam_conv.weight"], weights[f"encoder.{i}.reparam_conv.bias"]) for i in range(4)
+            (
+                kernel[:, :, kept].permute(2, 1, 0).reshape(-1, kernel.shape[0]).contiguous(),
+                weights[f"encoder.{i}.reparam_conv.bias"],
+            )
+            for i, (kernel, kept) in enumerate(zip(kernels, taps, strict=True))
         ]
         self.lstm = torch.nn.LSTM(128, 128).to(device).eval()
         with torch.no_grad():
@@ -90,30 +101,42 @@ class SileroVad:
         padded = functional.pad(batch, (CONTEXT, steps * CHUNK - size))
         chunks = padded.unfold(1, CHUNK + CONTEXT, CHUNK)  # (B, T, 576)
         valid = torch.arange(steps, device=batch.device)[None] < (-(-lengths // CHUNK))[:, None]
-        # Never one row or one chunk alone: a product with a single row is summed in another order than one with more,
-        # and a clip's probabilities must not tell whether it had batch-mates.
+        # Never one row alone: a product with a single row is summed in another order than one with more.
         encoded = batch.new_zeros(max(2, batch.shape[0]), steps, 128)
         # Only chunks that hold samples are encoded: the encoder is nine tenths of the work.
         present = chunks[valid]
         with exact_convolutions():
-            blocks = [self._encode(present[i : i + ENCODER_BLOCK]) for i in range(0, len(present), ENCODER_BLOCK)]
-            if blocks:
-                encoded[: batch.shape[0]][valid] = torch.cat(blocks)
+            encoded[: batch.shape[0]][valid] = self._encoded(present)
             hidden = self.lstm(encoded.transpose(0, 1))[0][:, : batch.shape[0]]
         # Neither a matrix product nor torch's sigmoid: both compute the ends of an array in another way than the rest.
         logits = (functional.relu(hidden) * self.out_weight).sum(-1) + self.out_bias
         return (1 / (1 + torch.exp(-logits))).transpose(0, 1) * valid
 
+    def _encoded(self, chunks: torch.Tensor) -> torch.Tensor:
+        """(N, 576) -> (N, 128), block by block."""
+        block = ENCODER_BLOCK[chunks.device.type]
+        padded = functional.pad(chunks, (0, 0, 0, -len(chunks) % block))
+        blocks = [self._encode(part) for part in padded.split(block)] if len(chunks) else []
+        return torch.cat([*blocks, chunks.new_zeros(0, 128)])[: len(chunks)]
+
     def _encode(self, chunks: torch.Tensor) -> torch.Tensor:
         """(N, 576) -> (N, 128): magnitudes of 4 frames, then four convolutions that end in one step."""
-        if len(chunks) == 1:
-            return self._encode(chunks.expand(2, -1))[:1]
-        frames = functional.pad(chunks[:, None], (0, 64), "reflect")
-        spectrum = functional.conv1d(frames, self.basis, stride=128)
-        x = torch.sqrt(spectrum[:, :129] ** 2 + spectrum[:, 129:] ** 2)
-        for (weight, bias), stride in zip(self.layers, (1, 2, 2, 1), strict=True):
-            x = functional.relu(functional.conv1d(x, weight, bias, stride=stride, padding=1))
-        return x[..., 0]
+        count = len(chunks)
+        samples = torch.cat([chunks, chunks[:, -65:-1].flip(1)], 1)  # reflected at the end
+        spectra = torch.fft.rfft(samples.unfold(1, 256, 128) * self.window).abs()  # (N, 4, 129)
+        first, second, third, fourth = self.layers
+        x = _convolve(functional.pad(spectra, (0, 0, 1, 1)), *first, stride=1)  # (N, 4, 128)
+        x = _convolve(functional.pad(x, (0, 0, 1, 0)), *second, stride=2)  # (N, 2, 64)
+        x = functional.relu(torch.addmm(third[1], x.reshape(count, -1), third[0]))
+        return functional.relu(torch.addmm(fourth[1], x, fourth[0]))
+
+
+def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, stride: int) -> torch.Tensor:
+    """Three taps over time as one product, then ReLU. x: (N, T, C), weight: (3 C, D) -> (N, (T - 3) // stride + 1, D)."""
+    count, steps, channels = x.shape
+    rows = x.as_strided((count, (steps - 3) // stride + 1, 3 * channels), (steps * channels, stride * channels, 1))
+    out = torch.addmm(bias, rows.reshape(-1, 3 * channels), weight)
+    return functional.relu(out).view(count, -1, len(bias))
 
 
 @dataclass(frozen=True)

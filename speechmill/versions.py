@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from importlib import metadata
 
-ENHANCE = 3
-SCORE = 2
+ENHANCE = 4
+SCORE = 3
 RANK = 2
 REPORT = 1
 PUBLISH = 5
 
 PACKAGES = (
-    "speechmill torch torchaudio numpy scipy soundfile soxr pyarrow onnxruntime silero-vad pyrnnoise speechmos "
+    "speechmill torch torchaudio numpy scipy soundfile soxr pyarrow onnx onnxruntime silero-vad pyrnnoise speechmos "
     "distillmos matplotlib snakemake"
 ).split()
 

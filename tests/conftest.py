@@ -5,6 +5,8 @@ import time
 import hypothesis
 import pytest
 
+import speechmill  # noqa: F401 - first: it says how torch's threads wait
+
 from .runs import Run, make_corpus
 
 # The same examples every time, and none refused because a busy machine is slow to draw them.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import scipy.linalg
@@ -107,7 +108,16 @@ def normalization_gain_db(
 
 def _per_clip(measure: Callable[[np.ndarray], float], batch: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     rows = batch.detach().float().cpu().numpy()
-    values = [measure(row[:size]) if size else -math.inf for row, size in zip(rows, lengths.tolist(), strict=True)]
+    clips = [row[:size] for row, size in zip(rows, lengths.tolist(), strict=True)]
+
+    def one(clip: np.ndarray) -> float:
+        return measure(clip) if len(clip) else -math.inf
+
+    if len(clips) == 1:
+        values = [one(clips[0])]
+    else:  # scipy and numpy let go of the interpreter
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            values = list(pool.map(one, clips))
     return torch.tensor(values, dtype=torch.float64, device=batch.device)
 
 

@@ -28,8 +28,10 @@ class Enhancer(Protocol):
         """
 
 
-def load_enhancer(name: str) -> Enhancer | None:
-    """The enhancer of that name; None for `none`. The built-in ones find the device in their input.
+def load_enhancer(name: str, device: str = "cpu") -> Enhancer | None:
+    """The enhancer of that name for a device; None for `none`.
+
+    RNNoise is its C library in threads on CPUs, and the same network in torch, for many clips at once, on GPUs.
 
     Raises:
         SpeechmillError: the name is not known, or the enhancer's package is not installed here.
@@ -39,6 +41,10 @@ def load_enhancer(name: str) -> Enhancer | None:
     if name == "rnnoise":
         if importlib.util.find_spec("pyrnnoise") is None:
             raise SpeechmillError("pyrnnoise is not installed (pip install pyrnnoise)")
+        if device.startswith("cuda"):
+            from speechmill.enhance.rnnoise_torch import RNNoiseTorch
+
+            return RNNoiseTorch(device)
         from speechmill.enhance.rnnoise import RNNoise
 
         return RNNoise()

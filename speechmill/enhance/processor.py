@@ -87,7 +87,7 @@ class Processor:
         with as_preflight_found():
             self.vad = SileroVad(device)
             check_models(vad_versions(), found)
-            self.enhancer: Enhancer | None = load_enhancer(found["enhancer"])
+            self.enhancer: Enhancer | None = load_enhancer(found["enhancer"], device)
         self.thresholds = GuardThresholds.for_level(self.settings["level"])
         self.vad_options = VadOptions(threshold=self.settings["vad_threshold"], pad_ms=0)
         self.rate = int(self.settings["sampling_rate"])

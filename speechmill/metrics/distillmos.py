@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechmill.engine import exact_convolutions
 from speechmill.files import sha256_file
 from speechmill.metrics.base import ClipBatch, GroupUnavailable, Metric
 from speechmill.metrics.catalogue import GROUP_METRICS
-from speechmill.metrics.windows import mean_over_windows
+from speechmill.metrics.windows import SeparateSums, mean_over_windows, windows_at_once
 from speechmill.vad import RATE
 
 WINDOW = 122_880  # samples: 7.68 s
@@ -34,15 +33,16 @@ def window_starts(length: int) -> Sequence[int]:
     return [int(share * beyond) for share in np.linspace(0, 1, hops)]
 
 
-def cut_window(clip: Tensor, start: int) -> Tensor:
-    """WINDOW samples of the clip (n,) from `start`, zeros after its end."""
-    window = clip[start : start + WINDOW]
-    return torch.nn.functional.pad(window, (0, WINDOW - len(window)))
+def cut_windows(clips: ClipBatch, rows: Tensor, starts: Tensor) -> Tensor:
+    """WINDOW samples of clips `rows` (k,) from `starts` (k,) on, zeros after a clip's end -> (k, WINDOW)."""
+    positions = starts[:, None] + torch.arange(WINDOW, device=starts.device)
+    samples = clips.samples[rows[:, None], positions.clamp_max(clips.samples.shape[1] - 1)]
+    return torch.where(positions < clips.lengths[rows, None], samples, 0.0)
 
 
 @dataclass(frozen=True)
 class DistillMosGroup:
-    """Distill-MOS as a metric group. model: (k, WINDOW) -> (k,) MOS."""
+    """Distill-MOS as a metric group. model: (at_once, WINDOW) -> (at_once,) MOS."""
 
     model: torch.nn.Module
     versions: Mapping[str, str]
@@ -50,10 +50,8 @@ class DistillMosGroup:
     name: str = "distillmos"
     metrics: tuple[Metric, ...] = GROUP_METRICS["distillmos"]
 
-    @torch.inference_mode()
     def measure(self, clips: ClipBatch) -> dict[str, np.ndarray]:
-        with exact_convolutions():
-            mos = mean_over_windows(clips, window_starts, cut_window, self.model, 1, self.at_once)
+        mos = mean_over_windows(clips, window_starts, cut_windows, self.model, 1, self.at_once)
         return {"distillmos": mos[:, 0]}
 
 
@@ -67,5 +65,7 @@ def load_distillmos(device: str) -> DistillMosGroup:
     path = Path(spec.origin).parent / "weights" / WEIGHTS
     model = ConvTransformerSQAModel(load_weights=False, segmenting_in_forward=False)
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
-    at_once = 32 if device.startswith("cuda") else 4
-    return DistillMosGroup(model.eval().to(device), {f"distillmos/{WEIGHTS}": sha256_file(path)}, at_once)
+    pool = model.transformer_pool_attn.pool
+    pool.linear3 = SeparateSums(pool.linear3.weight, pool.linear3.bias)
+    versions = {f"distillmos/{WEIGHTS}": sha256_file(path)}
+    return DistillMosGroup(model.eval().to(device), versions, windows_at_once(device))

@@ -19,6 +19,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -117,6 +118,8 @@ def missing() -> str | None:
     config = ETC / "slurm.conf"
     if config.exists() and not config.read_text(errors="replace").startswith(MARK):
         return f"{config} belongs to another cluster"
+    if not os.stat(os.devnull).st_mode & stat.S_IWOTH:
+        return f"{os.devnull} is not writable for the daemons' users: chmod 666 {os.devnull}"
     return None
 
 

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechmill.errors import ConfigError
-from speechmill.metrics import GroupUnavailable, load_groups
+from speechmill.metrics import ClipBatch, GroupUnavailable, load_groups
+from speechmill.metrics import distillmos as distillmos_metrics
 from speechmill.metrics import squim as squim_metrics
 from speechmill.metrics.distillmos import load_distillmos
-from speechmill.metrics.dnsmos import WINDOW, cut_window, load_p808, load_p835, p808_features, window_starts
+from speechmill.metrics.dnsmos import WINDOW, cut_windows, load_p808, load_p835, p808_features, window_starts
 from speechmill.metrics.squim import load_squim
 from speechmill.metrics.windows import mean_over_windows
 
@@ -71,8 +72,13 @@ def test_windows_are_those_of_speechmos(length):
     hops = int(np.floor(len(positions) / RATE) - 9.01) + 1
     starts = list(window_starts(length, None))
     assert starts == [hop * RATE for hop in range(hops)]
-    clip = torch.arange(length)
-    assert np.array_equal(cut_window(clip, starts[-1]), positions[starts[-1] : starts[-1] + WINDOW])
+    rows = torch.stack(
+        [torch.full((length + 7,), -1), torch.arange(length + 7).where(torch.arange(length + 7) < length, -1)]
+    )
+    batch = ClipBatch(rows, torch.tensor([0, length]), torch.zeros(2, 1))
+    cut = cut_windows(batch, torch.tensor([1, 1]), torch.tensor([starts[0], starts[-1]]))
+    for window, start in zip(cut.numpy(), (starts[0], starts[-1]), strict=True):
+        assert np.array_equal(window, positions[start : start + WINDOW])
     capped = list(window_starts(length))
     assert capped == ([starts[0], starts[-1]] if hops > 1 else starts)
 
@@ -95,7 +101,7 @@ def test_p808_input_is_that_of_speechmos():
     from speechmos.dnsmos import DNSMOS
 
     rng = np.random.default_rng(0)
-    clip = cut_window(torch.from_numpy(ten_seconds()), 0).numpy()
+    clip = ten_seconds()[:WINDOW]
     windows = np.stack([clip, 1e-4 * clip, with_noise(clip, 0, seed=3), 0.1 * rng.standard_normal(WINDOW)]).astype(
         np.float32
     )
@@ -117,15 +123,44 @@ def test_distillmos_in_a_batch_is_its_package_alone(distillmos):
     assert same(found, np.array(expected), relative=1e-5)
 
 
-def test_windows_of_two_clips_never_share_a_call():
-    def meddling(windows):
-        return windows.mean(1) + windows.sum() + len(windows)  # each window's result depends on all of its call
+def test_distillmos_windows_end_in_zeros():
+    clips = [np.arange(1, 200_001), np.arange(1, 1001)]
+    batch = ClipBatch(
+        torch.from_numpy(np.stack([clips[0], np.pad(clips[1], (0, 199_000), constant_values=-1)])).float(),
+        torch.tensor([200_000, 1000]),
+        torch.zeros(2, 1),
+    )
+    size = distillmos_metrics.WINDOW
+    first, second = distillmos_metrics.cut_windows(
+        batch, torch.tensor([1, 0]), torch.tensor([0, 200_000 - size])
+    ).numpy()
+    assert np.array_equal(first, np.pad(clips[1], (0, size - 1000)))
+    assert np.array_equal(second, clips[0][-size:])
+
+
+def test_every_call_has_the_same_number_of_windows_and_a_clip_the_mean_of_its_own():
+    sizes = []
+
+    def loudest(windows):
+        sizes.append(len(windows))
+        return torch.stack([windows.amax(1), len(windows) * windows.abs().amax(1)], 1)
+
+    def starts(length):
+        return range(0, length, 4000)
 
     class Group:
         def measure(self, clips):
-            return {"x": mean_over_windows(clips, lambda n: range(0, n, 4000), cut_window, meddling, 1, 3)[:, 0]}
+            values = mean_over_windows(clips, starts, cut_windows, loudest, 2, 3)
+            return {"x": values[:, 0], "y": values[:, 1]}
 
-    assert_alone_equals_in_a_batch(Group(), mixed_lengths(), draws=20)
+    clips = mixed_lengths()
+    assert_alone_equals_in_a_batch(Group(), clips, draws=20)
+    assert set(sizes) == {3}
+    found = Group().measure(clip_batch(clips))["x"]
+    for clip, value in zip(clips, found, strict=True):
+        tiled = np.tile(clip, 2 + WINDOW // len(clip))
+        expected = np.mean([tiled[start : start + WINDOW].max() for start in starts(len(clip))])
+        assert value == pytest.approx(expected, rel=1e-6) if clip.any() else np.isnan(value)
 
 
 def test_a_clip_alone_equals_itself_in_a_batch_p808(p808):
@@ -139,7 +174,9 @@ def test_a_clip_alone_equals_itself_in_a_batch_p835(p835):
 
 def test_a_clip_alone_equals_itself_in_a_batch_distillmos(distillmos):
     speech = ten_seconds()
-    assert_alone_equals_in_a_batch(distillmos, [speech[: 8 * RATE], speech[8000:12_800], speech[: 2 * RATE]], 1)
+    clips = [speech[: 8 * RATE], speech[8000:12_800], speech[: 2 * RATE]]
+    assert_alone_equals_in_a_batch(distillmos, clips, 0)
+    assert_alone_equals_in_a_batch(dataclasses.replace(distillmos, at_once=2), clips[1:], 0)
 
 
 def test_a_clip_alone_equals_itself_in_a_batch_squim(squim):
