@@ -23,7 +23,7 @@ import torch
 
 from speechmill.errors import ClipError
 from speechmill.faults import is_machine_fault
-from speechmill.memory import Budget, within_memory
+from speechmill.memory import Budget, check_device, within_memory
 from speechmill.parallel import bounded_map, read_ahead
 
 Item = TypeVar("Item")
@@ -163,6 +163,7 @@ class Engine(Generic[Item, Result]):
             for window in bounded_map(workers, self._group, groups, ahead=at_once + 1):
                 window.groups -= 1
                 if window.groups == 0:
+                    check_device(self.budget, self.device)
                     self._pace(window)
                     yield window
 

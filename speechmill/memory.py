@@ -23,7 +23,8 @@ Result = TypeVar("Result")
 
 CPU_SECONDS = 120.0  # more gains nothing there
 GPU_SECONDS = 2000.0  # the same
-GPU_SHARE = 0.6  # of what is free, for the batches at work; the rest is the models' and cuDNN's
+GPU_SHARE = 0.6  # of what is free, for the batches at work; the rest is the models', in calls of a size of their own
+LARGE_GPU = 30e9  # bytes; smaller ones get smaller calls of the models
 GROW_AFTER = 8  # batches without trouble before the next is tried twice as large
 OWN_OVERHEAD = 1.5e9  # bytes that a process takes beside its tensors: CUDA's context and libraries
 OTHERS_PATIENCE = 120.0  # seconds
@@ -42,6 +43,8 @@ class Budget:
 
     def __init__(self, seconds: float):
         self.most = self.seconds = seconds
+        self.worked = False  # for any batch, ever
+        self.alone = 0  # clips for which memory did not suffice, alone
         self._lock = threading.Lock()
         self._well = 0
 
@@ -53,10 +56,17 @@ class Budget:
 
     def went_well(self) -> None:
         with self._lock:
+            self.worked = True
             self._well += 1
             if self._well >= GROW_AFTER and self.seconds < self.most:
                 self.seconds = min(self.most, 2 * self.seconds)
                 self._well = 0
+
+
+def is_large(device: str) -> bool:
+    """Whether models may be called with much at a time. By the GPU's size, not by what is free: sizes of calls show in
+    the last bits of results, and two runs on the same hardware give the same ones."""
+    return device.startswith("cuda") and torch.cuda.get_device_properties(device).total_memory >= LARGE_GPU
 
 
 def first_budget(device: str, configured: float | None, attempt: int, bytes_per_second: float, at_once: int) -> Budget:
@@ -110,12 +120,23 @@ def within_memory(
             f"other processes hold {others / 1e9:.1f} GB of {_name(device)}, too little is left for one clip: see "
             "nvidia-smi there; a job needs a GPU of its own"
         )
+    budget.alone += 1
     return [
         ClipError(
             "device_memory",
             f"the clip alone needs more memory than {_name(device)} has: lower enhance.max_seconds, or take a larger GPU",
         )
     ]
+
+
+def check_device(budget: Budget, device: str) -> None:
+    """Whether the device has memory for anything at all: if not, it is no clip's fault.
+
+    Raises:
+        DeviceError: it has not.
+    """
+    if budget.alone and not budget.worked:
+        raise DeviceError(f"{_name(device)} has too little memory for even one clip: take a larger one")
 
 
 def _attempt(

@@ -47,6 +47,7 @@ from speechmill.enhance.rnnoise import DELAY, FRAME, HIGH_PASS, RATE, SCALE
 from speechmill.enhance.rnnoise_network import Network, NetworkState
 from speechmill.enhance.rnnoise_pitch import BUFFER, Last, pitch_periods
 from speechmill.enhance.rnnoise_weights import BANDS
+from speechmill.memory import is_large
 
 WINDOW = 2 * FRAME
 BINS = FRAME + 1
@@ -61,7 +62,9 @@ DECAY = 0.6  # of a band's gain per frame at most
 SPAN = 48  # samples that the high-pass takes at once
 # (clips, frames) worked on at once, always as many: a kernel, and with it the order of summation, is chosen by the size
 # of its work, and a clip's result must not tell which batch-mates it had. It bounds memory, too: 65 kB for each frame.
-BLOCKS = {"cpu": (8, 128), "cuda": (256, 256)}
+CPU_BLOCK = (8, 128)
+GPU_BLOCK = (64, 64)
+LARGE_GPU_BLOCK = (256, 256)
 
 
 class RNNoiseTorch:
@@ -80,13 +83,11 @@ class RNNoiseTorch:
         self.denoiser = _Denoiser().to(device)
         self.high_pass = _HighPass().to(device)
         self.weights_sha256: str | None = self.denoiser.network.sha256
-        self.block = block
+        self.block = block or _block(str(device))
 
     def __call__(self, batch: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """(B, S) float32, lengths (B,) -> denoised (B, S), zero after a clip's end."""
-        for module in (self.denoiser, self.high_pass):
-            module.to(batch.device)
-        clips, frames = self.block or BLOCKS.get(batch.device.type, BLOCKS["cuda"])
+        clips, frames = self.block
         out = torch.zeros_like(batch)
         with torch.inference_mode():
             for first in range(0, len(batch), clips):
@@ -123,6 +124,12 @@ class RNNoiseTorch:
             block, memory = self.high_pass(block.flip(1), memory)
             answer[:, start:stop] = torch.where(at < ends, block.flip(1) / SCALE, 0.0)
         return answer
+
+
+def _block(device: str) -> tuple[int, int]:
+    if not device.startswith("cuda"):
+        return CPU_BLOCK
+    return LARGE_GPU_BLOCK if is_large(device) else GPU_BLOCK
 
 
 def _positions(start: int, stop: int, like: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from speechmill.engine import exact_convolutions
+from speechmill.memory import is_large
 from speechmill.metrics.base import ClipBatch
 
 # (clips, rows (k,), starts (k,)) -> (k, W): of clip rows[j] the window from sample starts[j] on, made on the clips' device.
@@ -22,7 +23,7 @@ Cut = Callable[[ClipBatch, Tensor, Tensor], Tensor]
 
 def windows_at_once(device: str) -> int:
     """Windows per call: enough to fill a GPU; one on a CPU, which is no faster with more (docs/metrics.md)."""
-    return 32 if device.startswith("cuda") else 1
+    return (32 if is_large(device) else 8) if device.startswith("cuda") else 1
 
 
 @torch.inference_mode()

@@ -73,7 +73,22 @@ def test_the_gate_s_result_does_not_depend_on_the_batch(gate):
     clips = [with_noise(clip, 10) for clip in speech(gate.native_rate)]
     clips.append(clips[0][: gate.native_rate // 4 + 1])
     for clip, together in zip(clips, enhance(gate, clips), strict=True):
-        np.testing.assert_allclose(enhance(gate, [clip])[0], together, atol=1e-6)
+        np.testing.assert_array_equal(enhance(gate, [clip])[0], together)
+
+
+@pytest.mark.parametrize("block", [1, 7, 100, 100_000])
+def test_the_gate_in_blocks_is_the_gate_in_one(block):
+    clips = [with_noise(clip, 10) for clip in speech(16_000)]
+    whole = enhance(SpectralGate(16_000), clips)
+    for expected, found in zip(whole, enhance(SpectralGate(16_000, block), clips), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_gate_without_noise_to_remove_changes_nothing(monkeypatch):
+    monkeypatch.setattr(SpectralGate, "_gain", lambda self, smooth, *_: torch.ones(()))
+    clips = [with_noise(clip, 10) for clip in speech(16_000)]
+    for clip, found in zip(clips, enhance(SpectralGate(16_000, 50), clips), strict=True):
+        np.testing.assert_allclose(found, clip, atol=1e-6)
 
 
 @every_enhancer

@@ -90,6 +90,12 @@ def test_a_clip_that_alone_is_too_much_for_a_gpu_costs_only_itself(gpu):
     assert "lower enhance.max_seconds" in results[1].message
 
 
+def test_a_gpu_without_memory_for_any_clip_blames_none(gpu):
+    engine = Engine(lambda item: item, fits(0), "broke", Budget(10), "cuda:0", rate=1, multiple=1)
+    with pytest.raises(DeviceError, match="too little memory for even one clip"):
+        list(engine.run(iter([1, 2, 3])))
+
+
 def test_memory_that_others_hold_is_waited_for(gpu):
     gpu.free, gpu.reserved = 10 * GB, GB
 
