@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ from speechmill import owner, slurm
 from speechmill.attempts import read_attempts
 from speechmill.errors import SpeechmillError
 from speechmill.manifest import read_batches
+from speechmill.parts import read_progress
 
 STAGES = {"enhance": "ledger/*.enhance.parquet", "score": "scores/*.parquet", "rank": "ranking/*.parquet"}
 SENT = {"send": "published/sent/*.json"}  # where shards are sent ahead
+AT_WORK = {"enhance": "enhanced", "score": "scores"}  # folders where jobs tell how far they are
+FRESH_SECONDS = 120  # a job that told nothing for longer has ended, or hangs
 SINGLE = {"report": "report/summary.json", "publish": "published/UPLOADED.json"}
 
 
@@ -47,6 +51,7 @@ def status(run_dir: Path) -> dict[str, Any]:
         "owner": str(holder) if holder else None,
         "clips": sum(int(row["clips"] or 0) for row in batches) if batches is not None else None,
         "stages": stages,
+        "at_work": _at_work(run_dir),
         "slurm_jobs": [{"id": job.id, "state": job.state, "node": job.node, "work": job.work} for job in queue],
         "slurm_error": queue_error,
         "last_failures": last,
@@ -67,6 +72,11 @@ def status_text(found: dict[str, Any], as_json: bool = False) -> str:
             f"  {row['stage']:<9}{row['done']:>8} {row['total'] if row['total'] is not None else '?':>8} [{bar:<20}]"
             f"{row.get('running', 0):>8}{row.get('waiting', 0):>8}{row['failed_attempts']:>17}"
         )
+    for job in found["at_work"]:
+        left = f", {job['seconds_left'] / 60:.0f} min left" if job["seconds_left"] is not None else ""
+        of = f" of {job['total']:,}" if job["total"] is not None else ""
+        rate = f"{job['rows_per_second']:.1f} clips/s"
+        lines.append(f"  {job['stage']} {job['batch']}: {job['rows']:,}{of} clips, {rate}{left}")
     for failure in found["last_failures"]:
         work = " ".join(part for part in (failure["stage"], failure["batch"] or failure.get("file")) if part)
         job = f", Slurm job {failure['slurm_job']}" if failure["slurm_job"] else ""
@@ -76,6 +86,16 @@ def status_text(found: dict[str, Any], as_json: bool = False) -> str:
     if found["slurm_error"]:
         lines.append(f"  {found['slurm_error']}")
     return "\n".join(lines)
+
+
+def _at_work(run_dir: Path) -> list[dict[str, Any]]:
+    """How far the heavy jobs at work are, by stage and batch."""
+    return [
+        {"stage": stage, "batch": batch, **told}
+        for stage, folder in AT_WORK.items()
+        for batch, told in read_progress(run_dir / folder).items()
+        if time.time() - told["time"] < FRESH_SECONDS
+    ]
 
 
 def _state(run_dir: Path, holder: owner.Owner | None, queue: list[slurm.Job]) -> str:
