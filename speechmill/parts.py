@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from speechmill.files import atomic_path, read_json, write_json
 
 PART_SECONDS = 20.0  # of work, at least; a killed job loses the part that it was in, and the windows in work
+PART_BYTES = 256_000_000  # of audio, or little more: what a part holds in memory when it is read
 PROGRESS_SECONDS = 10.0
 NAME_DIGITS = 9
 
@@ -45,6 +46,7 @@ class Parts:
         self._schema = schema.with_metadata({"key": key})
         self._total = total
         self._waiting: list[dict[str, Any]] = []
+        self._bytes = 0
         self._since = self._told = self._begin = time.monotonic()
         self._resumed = 0
 
@@ -76,11 +78,12 @@ class Parts:
         self._since = self._told = self._begin = time.monotonic()
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """Rows that follow those before. They are kept once they are the work of PART_SECONDS."""
+        """Rows that follow those before. They are kept once they are the work of PART_SECONDS, or PART_BYTES."""
         self._waiting += rows
+        self._bytes += sum(map(_audio_bytes, rows))
         self.rows += len(rows)
         now = time.monotonic()
-        if now - self._since >= PART_SECONDS:
+        if now - self._since >= PART_SECONDS or self._bytes >= PART_BYTES:
             self._keep()
             self._since = time.monotonic()
         if now - self._told >= PROGRESS_SECONDS:
@@ -98,8 +101,8 @@ class Parts:
                     write_statistics=False,
                     write_page_checksum=True,
                 )
-            self._waiting = []
-        except OSError as error:
+            self._waiting, self._bytes = [], 0
+        except (OSError, pa.ArrowException) as error:
             # The same rows are tried again with the next.
             print(f"a part of the batch could not be kept: {error}", file=sys.stderr, flush=True)
 
@@ -130,6 +133,12 @@ class Parts:
             )
         except OSError as error:
             print(f"progress could not be told: {error}", file=sys.stderr, flush=True)
+
+
+def _audio_bytes(value: Any) -> int:
+    if isinstance(value, dict):
+        return sum(map(_audio_bytes, value.values()))
+    return len(value) if isinstance(value, bytes) else 0
 
 
 def read_progress(folder: Path) -> dict[str, dict[str, Any]]:

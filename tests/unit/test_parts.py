@@ -117,6 +117,12 @@ def test_work_of_less_than_a_part_is_kept_with_the_next(final, monkeypatch):
     assert finished(final) == [0, 1, 2]
 
 
+def test_much_audio_is_kept_at_once(final, monkeypatch):
+    monkeypatch.setattr(parts, "PART_SECONDS", 1000)
+    monkeypatch.setattr(parts, "PART_BYTES", 1200)
+    assert killed(final, 2) == ["000000000.parquet", "000000003.parquet"]  # three rows of 500 bytes each
+
+
 def test_a_part_that_cannot_be_kept_fails_nothing(final, monkeypatch, capfd):
     real = parts.atomic_path
 
