@@ -105,6 +105,7 @@ class DnsmosGroup:
     model: Callable[[Tensor], Tensor]
     versions: Mapping[str, str]
     at_once: int
+    threads: int = 1  # that call the model at the same time
     max_windows: int | None = MAX_WINDOWS
 
     @property
@@ -115,7 +116,7 @@ class DnsmosGroup:
         def starts(length: int) -> Sequence[int]:
             return window_starts(length, self.max_windows)
 
-        mos = mean_over_windows(clips, starts, cut_windows, self.model, len(self.metrics), self.at_once)
+        mos = mean_over_windows(clips, starts, cut_windows, self.model, len(self.metrics), self.at_once, self.threads)
         return {metric.name: mos[:, i] for i, metric in enumerate(self.metrics)}
 
 
@@ -126,7 +127,7 @@ def load_p808(device: str) -> DnsmosGroup:
     def model(windows: Tensor) -> Tensor:
         return network(p808_features(windows))
 
-    return DnsmosGroup("dnsmos_p808", model, versions, windows_at_once(device))
+    return DnsmosGroup("dnsmos_p808", model, versions, windows_at_once(device), _threads(device))
 
 
 def load_p835(device: str) -> DnsmosGroup:
@@ -136,7 +137,12 @@ def load_p835(device: str) -> DnsmosGroup:
     def model(windows: Tensor) -> Tensor:
         return p835_mos(network(windows))
 
-    return DnsmosGroup("dnsmos_p835", model, versions, windows_at_once(device))
+    return DnsmosGroup("dnsmos_p835", model, versions, windows_at_once(device), _threads(device))
+
+
+def _threads(device: str) -> int:
+    """onnxruntime gains more by a window per thread than by threads that share one."""
+    return 1 if device.startswith("cuda") else torch.get_num_threads()
 
 
 Network = Callable[[Tensor], Tensor]  # the networks' inputs and outputs: dnsmos_networks.py
@@ -175,7 +181,7 @@ def onnx_network(path: Path) -> Network:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # as the job was given; the results are the same
+    options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 

@@ -8,6 +8,7 @@ is computed in the same way whatever clips the others are of, and a GPU is kept 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -34,12 +35,13 @@ def mean_over_windows(
     model: Callable[[Tensor], Tensor],
     outputs: int,
     at_once: int,
+    threads: int = 1,
 ) -> np.ndarray:
     """Run `model` over the windows of all clips, `at_once` of them in every call, and average its outputs by clip.
 
     starts: samples of a clip -> first samples of its windows. model: (at_once, W) -> at_once times `outputs` values,
     each window's from its own samples only. The last call is filled up with its last window again. Memory is that of
-    one call. Returns (B, outputs) float64; NaN for empty and all-zero clips, whose quality is nobody's guess, and
+    one call per thread; `threads` call the model at the same time. Returns (B, outputs) float64; NaN for empty and all-zero clips, whose quality is nobody's guess, and
     where the model gives no finite value.
     """
     audible = (clips.samples.abs().amax(1) > 0).cpu().numpy()
@@ -51,9 +53,14 @@ def mean_over_windows(
         return means
     filled = windows + windows[-1:] * (-len(windows) % at_once)
     rows, firsts = torch.tensor(filled, device=clips.samples.device).unbind(1)
-    with exact_convolutions():
-        calls = zip(rows.split(at_once), firsts.split(at_once), strict=True)
-        found = [model(cut(clips, *call)).reshape(at_once, outputs) for call in calls]
+
+    @torch.inference_mode()  # of each thread
+    def called(call: tuple[Tensor, Tensor]) -> Tensor:
+        return model(cut(clips, *call)).reshape(at_once, outputs)
+
+    calls = zip(rows.split(at_once), firsts.split(at_once), strict=True)
+    with exact_convolutions(), ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(called, calls) if threads > 1 else map(called, calls))
     values = torch.cat(found).double().cpu().numpy()
     ends = np.cumsum([len(begin) for begin in begins])
     for row, (begin, end) in enumerate(zip(begins, ends, strict=True)):
