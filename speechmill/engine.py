@@ -33,6 +33,7 @@ WINDOW_BATCHES = 8  # enough to find clips of similar length
 WINDOW_CLIPS = 8192
 WINDOW_SECONDS = 10.0  # of work
 SMALLEST_WINDOW = 30.0  # seconds of audio
+MOST_REFUSED = 16  # clips that may be too large for a GPU that has not computed any yet
 
 _exact_lock = threading.Lock()
 _exact_depth = 0
@@ -127,6 +128,7 @@ class Window(Generic[Item, Result]):
 
     items: list[Item]
     results: list[Result | ClipError | None] = field(init=False)
+    reading: float = 0.0  # seconds that it took to read it
     groups: int = 0  # that are not yet computed
     begin: float = 0.0
 
@@ -155,29 +157,47 @@ class Engine(Generic[Item, Result]):
     multiple: int
 
     def run(self, items: Iterable[Item]) -> Iterator[Window[Item, Result]]:
-        """The windows, each once all of it is computed. Items are read in a thread of its own."""
+        """The windows, each once all of it is computed. Items are read in a thread of its own.
+
+        Raises:
+            DeviceError: the GPU is lost, or has memory for no clip. Windows wait until one clip has been computed, or
+                until MOST_REFUSED have been refused.
+        """
         at_once = batches_at_once(self.device)
         self._seconds = self.budget.seconds
+        done: list[Window[Item, Result]] = []
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(at_once) as workers:
             groups = self._groups(read_ahead(reader, self._windows(items)))
-            for window in bounded_map(workers, self._group, groups, ahead=at_once + 1):
-                window.groups -= 1
-                if window.groups == 0:
-                    check_device(self.budget, self.device)
-                    self._pace(window)
-                    yield window
+            try:
+                for window in bounded_map(workers, self._group, groups, ahead=at_once + 1):
+                    window.groups -= 1
+                    if window.groups == 0:
+                        self._pace(window)
+                        done.append(window)
+                    if self.budget.worked or not self.budget.refused:
+                        yield from done
+                        done.clear()
+                    elif self.budget.refused >= MOST_REFUSED:
+                        break
+            except BaseException:
+                workers.shutdown(wait=False, cancel_futures=True)
+                raise
+        check_device(self.budget, self.device)
+        yield from done
 
     def _windows(self, items: Iterable[Item]) -> Iterator[Window[Item, Result]]:
         held: list[Item] = []
         samples = 0
+        begin = time.monotonic()
         for item in items:
             held.append(item)
             samples += self.length(item)
             if samples >= self._seconds * self.rate or len(held) >= WINDOW_CLIPS:
-                yield Window(held)
+                yield Window(held, time.monotonic() - begin)
                 held, samples = [], 0
+                begin = time.monotonic()
         if held:
-            yield Window(held)
+            yield Window(held, time.monotonic() - begin)
 
     def _groups(self, windows: Iterable[Window[Item, Result]]) -> Iterator[tuple[Window[Item, Result], list[int]]]:
         for window in windows:
@@ -202,7 +222,7 @@ class Engine(Generic[Item, Result]):
 
     def _pace(self, window: Window[Item, Result]) -> None:
         """Make the next window as large as WINDOW_SECONDS of work, but no larger than WINDOW_BATCHES batches."""
-        took = max(time.monotonic() - window.begin, 1e-3)
+        took = max(time.monotonic() - window.begin, window.reading, 1e-3)
         seconds = sum(self.length(item) for item in window.items) / self.rate * WINDOW_SECONDS / took
         most = WINDOW_BATCHES * self.budget.seconds
         self._seconds = min(most, max(seconds, SMALLEST_WINDOW))

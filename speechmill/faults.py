@@ -8,6 +8,7 @@ import torch
 MEMORY_WORDS = (
     *("out of memory", "can't allocate memory", "Cannot allocate memory", "Failed to allocate memory"),
     *("bad_alloc", "ALLOC_FAILED"),
+    "unable to find an engine",  # cuDNN's, after every one of them had too little memory
 )
 # ... and when a device does not answer as it should.
 DEVICE_WORDS = ("CUDA error", "CUDA driver error", "cuDNN error", "cuFFT error", "CUBLAS")
@@ -19,6 +20,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     return not isinstance(error, OSError) and _says(error, MEMORY_WORDS)
+
+
+def is_out_of_device_memory(error: BaseException) -> bool:
+    """True where it is a GPU's memory that ran out, not the main memory beside it."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    return is_out_of_memory(error) and _says(error, ("CUDA", "cuDNN", "cuFFT", "CUBLAS", "CUFFT", "find an engine"))
 
 
 def is_device_fault(error: BaseException) -> bool:

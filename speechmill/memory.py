@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
 from speechmill.devices import node_name
 from speechmill.errors import ClipError, SpeechmillError
-from speechmill.faults import is_device_fault, is_out_of_memory
+from speechmill.faults import is_device_fault, is_out_of_device_memory, is_out_of_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -44,17 +45,23 @@ class Budget:
     def __init__(self, seconds: float):
         self.most = self.seconds = seconds
         self.worked = False  # for any batch, ever
-        self.alone = 0  # clips for which memory did not suffice, alone
+        self.refused = 0  # clips for which memory did not suffice, alone
         self._lock = threading.Lock()
         self._well = 0
+        self._at_work = 0
+        self._free = threading.Condition()
 
-    def halve(self) -> None:
+    def halve(self, failed: float) -> None:
+        """After a batch of that many seconds failed: once, however many batches of that size fail together."""
         with self._lock:
+            if self.seconds < failed:
+                return
             self.seconds = max(1.0, self.seconds / 2)
             self._well = 0
         print(f"memory ran out: device batches of {self.seconds:g} s from here on", flush=True)
 
     def went_well(self) -> None:
+        """After a batch as it was cut; its parts prove nothing about its size."""
         with self._lock:
             self.worked = True
             self._well += 1
@@ -62,11 +69,39 @@ class Budget:
                 self.seconds = min(self.most, 2 * self.seconds)
                 self._well = 0
 
+    def refuse(self) -> None:
+        with self._lock:
+            self.refused += 1
+
+    @contextmanager
+    def beside_others(self) -> Iterator[None]:
+        """Around a batch's work."""
+        with self._free:
+            self._at_work += 1
+        try:
+            yield
+        finally:
+            with self._free:
+                self._at_work -= 1
+                self._free.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Around work for which no other batch of this job may hold memory; others wait to begin."""
+        with self._free:
+            self._free.wait_for(lambda: not self._at_work)
+            yield
+
 
 def is_large(device: str) -> bool:
     """Whether models may be called with much at a time. By the GPU's size, not by what is free: sizes of calls show in
     the last bits of results, and two runs on the same hardware give the same ones."""
     return device.startswith("cuda") and torch.cuda.get_device_properties(device).total_memory >= LARGE_GPU
+
+
+def device_kind(device: str) -> str:
+    """What of a device shows in the last bits of results."""
+    return f"{torch.device(device).type}{', large' if is_large(device) else ''}"
 
 
 def first_budget(device: str, configured: float | None, attempt: int, bytes_per_second: float, at_once: int) -> Budget:
@@ -90,37 +125,68 @@ def first_budget(device: str, configured: float | None, attempt: int, bytes_per_
 def within_memory(
     function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], budget: Budget, device: str
 ) -> list[Result | ClipError]:
-    """`function` over a batch; where memory runs out, over its halves, down to one clip at a time.
+    """`function` over a batch; where memory runs out, over its halves, down to one clip with the device to itself.
 
     Raises:
         DeviceError: the GPU is lost, or other processes hold so much of its memory that one clip does not fit.
-        MemoryError and what else the machine fails with: on a CPU, one clip is too much.
+        MemoryError and what else the machine fails with: one clip is too much for the main memory.
     """
-    failed = _attempt(function, items, device)
+    seconds = budget.seconds
+    with budget.beside_others():
+        failed = _attempt(function, items, device)
     if not isinstance(failed, BaseException):
         budget.went_well()
         return list(failed)
     if len(items) > 1:
-        budget.halve()
-        middle = len(items) // 2
-        return [
-            *within_memory(function, items[:middle], budget, device),
-            *within_memory(function, items[middle:], budget, device),
-        ]
-    if not device.startswith("cuda"):
-        raise failed
-    deadline = time.monotonic() + OTHERS_PATIENCE
-    while (others := held_by_others(device)) > 0 and time.monotonic() < deadline:
-        time.sleep(POLL)
-        again = _attempt(function, items, device)
-        if not isinstance(again, BaseException):
-            return list(again)
+        budget.halve(seconds)
+    return _halves(function, items, budget, device)
+
+
+def _halves(
+    function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], budget: Budget, device: str
+) -> list[Result | ClipError]:
+    if len(items) == 1:
+        return _alone(function, items, budget, device)
+    middle = len(items) // 2
+    first, second = (_half(function, half, budget, device) for half in (items[:middle], items[middle:]))
+    return [*first, *second]
+
+
+def _half(
+    function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], budget: Budget, device: str
+) -> list[Result | ClipError]:
+    with budget.beside_others():
+        found = _attempt(function, items, device)
+    if isinstance(found, BaseException):
+        return _halves(function, items, budget, device)
+    budget.worked = True
+    return list(found)
+
+
+def _alone(
+    function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], budget: Budget, device: str
+) -> list[Result | ClipError]:
+    """One clip, while no other batch of the job is on the device; `within_memory` says what is raised."""
+    with budget.alone():
+        found = _attempt(function, items, device)
+        deadline = time.monotonic() + OTHERS_PATIENCE
+        while isinstance(found, BaseException):
+            if not (device.startswith("cuda") and is_out_of_device_memory(found)):
+                raise found
+            others = held_by_others(device)
+            if others == 0 or time.monotonic() > deadline:
+                break
+            time.sleep(POLL)
+            found = _attempt(function, items, device)
+    if not isinstance(found, BaseException):
+        budget.worked = True
+        return list(found)
     if others > 0:
         raise DeviceError(
             f"other processes hold {others / 1e9:.1f} GB of {_name(device)}, too little is left for one clip: see "
             "nvidia-smi there; a job needs a GPU of its own"
         )
-    budget.alone += 1
+    budget.refuse()
     return [
         ClipError(
             "device_memory",
@@ -130,13 +196,16 @@ def within_memory(
 
 
 def check_device(budget: Budget, device: str) -> None:
-    """Whether the device has memory for anything at all: if not, it is no clip's fault.
+    """Whether the device has memory for any clip: if not, it is no clip's fault.
 
     Raises:
         DeviceError: it has not.
     """
-    if budget.alone and not budget.worked:
-        raise DeviceError(f"{_name(device)} has too little memory for even one clip: take a larger one")
+    if budget.refused and not budget.worked:
+        raise DeviceError(
+            f"{_name(device)} had too little memory for every one of {budget.refused} clips, each alone: take a larger "
+            "one, or lower enhance.max_seconds"
+        )
 
 
 def _attempt(

@@ -36,8 +36,8 @@ class Parts:
     final: the job's output. schema: of the rows. key: names all that the rows depend on; parts of another key are of no
     use and are removed. total: rows that the job has to do, None where it cannot know.
 
-    That a part cannot be kept (a full disk, a folder that is gone) never fails the job: it is said, and only the resume
-    suffers.
+    That a part cannot be kept (a full disk, a folder that is gone) never fails the job: it is said, no more are kept,
+    and only the resume suffers.
     """
 
     def __init__(self, final: Path, schema: pa.Schema, key: str, total: int | None = None):
@@ -47,6 +47,7 @@ class Parts:
         self._total = total
         self._waiting: list[dict[str, Any]] = []
         self._bytes = 0
+        self._given_up = False
         self._since = self._told = self._begin = time.monotonic()
         self._resumed = 0
 
@@ -79,13 +80,17 @@ class Parts:
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Rows that follow those before. They are kept once they are the work of PART_SECONDS, or PART_BYTES."""
-        self._waiting += rows
-        self._bytes += sum(map(_audio_bytes, rows))
-        self.rows += len(rows)
+        for row in rows:
+            self.rows += 1
+            if self._given_up:
+                continue
+            self._waiting.append(row)
+            self._bytes += _audio_bytes(row)
+            if self._bytes >= PART_BYTES:
+                self._keep()
         now = time.monotonic()
-        if now - self._since >= PART_SECONDS or self._bytes >= PART_BYTES:
+        if now - self._since >= PART_SECONDS and self._waiting:
             self._keep()
-            self._since = time.monotonic()
         if now - self._told >= PROGRESS_SECONDS:
             self._tell(now)
 
@@ -101,10 +106,12 @@ class Parts:
                     write_statistics=False,
                     write_page_checksum=True,
                 )
-            self._waiting, self._bytes = [], 0
         except (OSError, pa.ArrowException) as error:
-            # The same rows are tried again with the next.
-            print(f"a part of the batch could not be kept: {error}", file=sys.stderr, flush=True)
+            # What would follow the gap could not be taken over.
+            self._given_up = True
+            print(f"no more parts of the batch are kept: {error}", file=sys.stderr, flush=True)
+        self._waiting, self._bytes = [], 0
+        self._since = time.monotonic()
 
     def _read(self, path: Path) -> list[dict[str, Any]]:
         """The rows of a part; none where it is torn, damaged or of another key."""

@@ -27,6 +27,9 @@ CONTEXT = 64  # samples of the previous chunk that the network sees again
 # Chunks encoded at a time, always as many: a product's kernel, and with it the order of summation, is chosen by its
 # size, and a clip's probabilities must not tell which batch-mates it had. On a CPU, what fits its caches.
 ENCODER_BLOCK = {"cpu": 512, "cuda": 8192}
+# Clips and chunks that the LSTM takes at a time, for the same reason. A CPU's takes whole batches: with more than one
+# clip its sums have one order.
+LSTM_BLOCK: dict[str, tuple[int, int] | None] = {"cpu": None, "cuda": (256, 256)}
 # silero_vad.jit of the package versions whose network this is. Another file needs a look before it is trusted.
 KNOWN_NETWORKS = {"e1122837f4154c511485fe0b9c64455f7b929c96fbb8d79fbdb336383ebd3720": "6.2.3"}
 
@@ -107,10 +110,27 @@ class SileroVad:
         present = chunks[valid]
         with exact_convolutions():
             encoded[: batch.shape[0]][valid] = self._encoded(present)
-            hidden = self.lstm(encoded.transpose(0, 1))[0][:, : batch.shape[0]]
+            hidden = self._recurrent(encoded)[: batch.shape[0]]
         # Neither a matrix product nor torch's sigmoid: both compute the ends of an array in another way than the rest.
         logits = (functional.relu(hidden) * self.out_weight).sum(-1) + self.out_bias
-        return (1 / (1 + torch.exp(-logits))).transpose(0, 1) * valid
+        return 1 / (1 + torch.exp(-logits)) * valid
+
+    def _recurrent(self, encoded: torch.Tensor) -> torch.Tensor:
+        """The LSTM over (B, T, 128) -> (B, T, 128)."""
+        block = LSTM_BLOCK[encoded.device.type]
+        if block is None:
+            return self.lstm(encoded.transpose(0, 1))[0].transpose(0, 1)
+        count, steps = block
+        out = torch.empty_like(encoded)
+        for first in range(0, len(encoded), count):
+            clips = slice(first, first + count)
+            state = (encoded.new_zeros(1, count, 128), encoded.new_zeros(1, count, 128))
+            for start in range(0, encoded.shape[1], steps):
+                part = encoded[clips, start : start + steps]
+                filled = functional.pad(part, (0, 0, 0, steps - part.shape[1], 0, count - part.shape[0]))
+                hidden, state = self.lstm(filled.transpose(0, 1).contiguous(), state)
+                out[clips, start : start + steps] = hidden.transpose(0, 1)[: part.shape[0], : part.shape[1]]
+        return out
 
     def _encoded(self, chunks: torch.Tensor) -> torch.Tensor:
         """(N, 576) -> (N, 128), block by block."""

@@ -14,14 +14,14 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from speechmill import __version__, versions
+from speechmill import versions
 from speechmill.audio.decode import Decoded
 from speechmill.engine import Engine, Window, batches_at_once
 from speechmill.enhance.processor import Clip, Enhanced, Loaded, Outcome, Processor
 from speechmill.errors import ClipError, ClipRejection
 from speechmill.files import sha256_file, sha256_json
 from speechmill.manifest import identify, plan_of, read_batch
-from speechmill.memory import first_budget
+from speechmill.memory import device_kind, first_budget
 from speechmill.metrics import ENHANCE_METRICS
 from speechmill.parallel import Behind, bounded_map
 from speechmill.parts import Parts
@@ -123,8 +123,8 @@ def _key(batch_json: Path, config: dict[str, Any], found: Mapping[str, Any], dev
             "settings": {name: value for name, value in config["enhance"].items() if name != "batch_seconds"},
             "enhancer": found["enhancer"],
             "models": vad_versions(),
-            "device": torch.device(device).type,
-            "version": [versions.ENHANCE, __version__],
+            "device": device_kind(device),
+            "version": [versions.ENHANCE, versions.package_versions()],
         }
     )
 
@@ -138,7 +138,8 @@ def _complete(row: dict[str, Any], dataset: str) -> dict[str, Any]:
 
 
 def _samples(loaded: Loaded) -> int:
-    return len(loaded[1].model) if isinstance(loaded[1], Clip) else 0
+    """Of a clip one at least: also one that resampling left without any is judged."""
+    return max(1, len(loaded[1].model)) if isinstance(loaded[1], Clip) else 0
 
 
 def _row(loaded: Loaded, result: Outcome | None, schema: pa.Schema, revision: str | None) -> dict[str, Any]:

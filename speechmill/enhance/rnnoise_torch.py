@@ -93,37 +93,40 @@ class RNNoiseTorch:
             for first in range(0, len(batch), clips):
                 group, sizes = batch[first : first + clips], lengths[first : first + clips].to(batch.device)
                 longest = int(sizes.max()) if batch.shape[1] else 0
-                missing = clips - len(group)
-                whole = functional.pad(group[:, :longest], (0, 0, 0, missing))
-                denoised = self._denoise(whole, functional.pad(sizes, (0, missing))[:, None], frames * FRAME)
-                out[first : first + clips, :longest] = denoised[: len(group)]
+                denoised = self._denoise(group[:, :longest], sizes[:, None], clips, frames * FRAME)
+                out[first : first + clips, :longest] = denoised
         return out
 
-    def _denoise(self, batch: torch.Tensor, ends: torch.Tensor, step: int) -> torch.Tensor:
-        """(B, S), (B, 1) -> (B, S), in blocks of `step` samples."""
-        clips, size = batch.shape
+    def _denoise(self, batch: torch.Tensor, ends: torch.Tensor, clips: int, step: int) -> torch.Tensor:
+        """(B, S), (B, 1) -> (B, S), in blocks of `clips` clips, of which those beyond B are silent, by `step` samples."""
+        rows, size = batch.shape
         total = step * -(-(size + DELAY) // step)
-        answer = batch.new_zeros(clips, total + DELAY)
+        answer = batch.new_zeros(rows, total + DELAY)
         state, memory = _State.at_rest(clips, batch.device), self.high_pass.at_rest(clips)
         for start in range(0, total, step):
             stop = start + step
             block = functional.pad(batch[:, start:stop], (0, stop - max(start, min(stop, size))))
             block = SCALE * torch.where(_positions(start, stop, block) < ends, block, 0.0)
-            block, memory = self.high_pass(block, memory)
-            answer[:, start:stop] = self.denoiser(block, state)
-        return self._in_phase(answer[:, DELAY:], ends, step)[:, :size]
+            block, memory = self.high_pass(_filled(block, clips), memory)
+            answer[:, start:stop] = self.denoiser(block, state)[:rows]
+        return self._in_phase(answer[:, DELAY:], ends, clips, step)[:, :size]
 
-    def _in_phase(self, answer: torch.Tensor, ends: torch.Tensor, step: int) -> torch.Tensor:
+    def _in_phase(self, answer: torch.Tensor, ends: torch.Tensor, clips: int, step: int) -> torch.Tensor:
         """Run the high-pass backwards over (B, n) in place, from the end of each clip's last frame, and scale."""
         last = -(-ends // FRAME) * FRAME
-        memory = self.high_pass.at_rest(len(answer))
+        memory = self.high_pass.at_rest(clips)
         for start in reversed(range(0, answer.shape[1], step)):
             stop = start + step
             at = _positions(start, stop, answer)
-            block = torch.where(at < last, answer[:, start:stop], 0.0)
+            block = _filled(torch.where(at < last, answer[:, start:stop], 0.0), clips)
             block, memory = self.high_pass(block.flip(1), memory)
-            answer[:, start:stop] = torch.where(at < ends, block.flip(1) / SCALE, 0.0)
+            answer[:, start:stop] = torch.where(at < ends, block.flip(1)[: len(answer)] / SCALE, 0.0)
         return answer
+
+
+def _filled(block: torch.Tensor, clips: int) -> torch.Tensor:
+    """(B, n) -> (clips, n), with silence."""
+    return functional.pad(block, (0, 0, 0, clips - len(block)))
 
 
 def _block(device: str) -> tuple[int, int]:

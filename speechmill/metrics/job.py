@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from speechmill import __version__, versions
+from speechmill import versions
 from speechmill.audio.encode import decode_flac
 from speechmill.audio.resample import resample
 from speechmill.engine import Engine, Window, batches_at_once, pad
 from speechmill.errors import ClipError
 from speechmill.files import sha256_json
-from speechmill.memory import first_budget
+from speechmill.memory import device_kind, first_budget
 from speechmill.metrics import ClipBatch
 from speechmill.parallel import Behind, bounded_map
 from speechmill.parts import Parts
@@ -131,8 +131,8 @@ def _key(enhanced: Path, config: dict[str, Any], models: Mapping[str, str], colu
             "models": models,
             "columns": columns,
             "settings": {name: value for name, value in config["score"].items() if name != "batch_seconds"},
-            "device": torch.device(device).type,
-            "version": [versions.SCORE, __version__],
+            "device": device_kind(device),
+            "version": [versions.SCORE, versions.package_versions()],
         }
     )
 

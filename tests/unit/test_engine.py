@@ -153,9 +153,15 @@ def looping(compute, seconds=10, device="cpu"):
     return Engine(lambda item: item, compute, "broke", Budget(seconds), device, rate=1, multiple=1)
 
 
-@given(st.lists(st.integers(0, 30), max_size=80), st.integers(1, 60))
-def test_every_item_comes_back_in_its_place(items, seconds):
-    windows = list(looping(squares, seconds).run(iter(items)))
+@given(st.lists(st.integers(0, 30), max_size=80), st.integers(1, 60), st.sampled_from([1, 3]))
+def test_every_item_comes_back_in_its_place(items, seconds, workers):
+    def unevenly(items):
+        time.sleep(0.0005 * (len(items) % 3))
+        return squares(items)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "batches_at_once", lambda device: workers)
+        windows = list(looping(unevenly, seconds).run(iter(items)))
     pairs = [pair for window in windows for pair in window.pairs()]
     assert pairs == [(item, item * item if item else None) for item in items]
 
@@ -179,7 +185,7 @@ def test_one_bad_item_costs_only_itself_and_what_the_source_says_is_raised():
         list(looping(squares, 4).run(broken()))
 
 
-def test_what_is_held_is_bounded_whatever_the_corpus(monkeypatch):
+def test_what_is_held_is_bounded_whatever_the_corpus():
     taken = delivered = most = 0
 
     def items():

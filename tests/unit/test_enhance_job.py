@@ -153,6 +153,14 @@ def test_an_interrupted_batch_goes_on_and_ends_with_the_same_bytes(tmp_path, cor
     assert not (broken / ".shard.parts").exists()
 
 
+def test_a_clip_of_which_resampling_leaves_nothing_is_judged(tmp_path, corpus):
+    soundfile.write(corpus / "one.wav", np.full(1, 0.5), 48_000)
+    shard, ledger = run(tmp_path, corpus)
+    assert ledger["one.wav"]["state"] == "rejected"
+    assert ledger["one.wav"]["criterion"] == "speech_s"
+    assert len(shard) == 4
+
+
 def test_a_clip_that_is_clean_enough_is_not_denoised(tmp_path, corpus, monkeypatch):
     denoised = []
     real = processor.limit_attenuation

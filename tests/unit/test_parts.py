@@ -121,6 +121,8 @@ def test_much_audio_is_kept_at_once(final, monkeypatch):
     monkeypatch.setattr(parts, "PART_SECONDS", 1000)
     monkeypatch.setattr(parts, "PART_BYTES", 1200)
     assert killed(final, 2) == ["000000000.parquet", "000000003.parquet"]  # three rows of 500 bytes each
+    monkeypatch.setattr(parts, "PART_BYTES", 900)
+    assert killed(final, 1)[2:] == ["000000006.parquet"]  # of a window of three rows two
 
 
 def test_a_part_that_cannot_be_kept_fails_nothing(final, monkeypatch, capfd):
@@ -131,12 +133,16 @@ def test_a_part_that_cannot_be_kept_fails_nothing(final, monkeypatch, capfd):
 
     with Parts(final, SCHEMA, "k") as kept:
         assert list(kept.finished()) == []
-        monkeypatch.setattr(parts, "atomic_path", full)
         kept.add([row(0)])
-        assert "No space left" in capfd.readouterr().err
+        monkeypatch.setattr(parts, "atomic_path", full)
+        for number in range(1, 50):
+            kept.add([row(number)])
+            assert not kept._waiting
+        assert capfd.readouterr().err.count("No space left") == 1
         monkeypatch.setattr(parts, "atomic_path", real)
-        kept.add([row(1)])  # with what was not kept
-        assert finished(final) == [0, 1]
+        kept.add([row(50)])  # nobody could take it over: rows are missing before it
+        assert kept.rows == 51
+        assert finished(final) == [0]
 
 
 def test_how_far_a_job_is(final, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from speechmill import vad as vad_module
 from speechmill.engine import length_batches, pad
 from speechmill.errors import SpeechmillError
 from speechmill.vad import CHUNK, RATE, SileroVad, VadOptions, longest_pause_s, speech_seconds, speech_segments
@@ -87,8 +88,12 @@ def test_segments_of_500_clips_are_the_package_s(package, vad):
     assert sum(map(len, found)) > 400
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_batch_mates_change_no_bit(vad, noisy_clips, threads):
+@pytest.mark.parametrize(("threads", "block"), [(1, None), (2, None), (1, (4, 16))])
+def test_batch_mates_change_no_bit(vad, noisy_clips, probabilities, monkeypatch, threads, block):
+    """Nor do they with the LSTM in blocks, as on GPUs, which changes nothing but rounding."""
+    monkeypatch.setitem(vad_module.LSTM_BLOCK, "cpu", block)
+    row = vad.probabilities(*pad(noisy_clips[:1], "cpu"))[0].numpy()
+    np.testing.assert_allclose(row, probabilities[0], atol=1e-5)
     random = np.random.default_rng(3)
     clips = [clip[: random.integers(300, 20_000)] for clip in noisy_clips[:12]] + [noisy_clips[0][:400]]
     alone: dict[int, np.ndarray] = {}
