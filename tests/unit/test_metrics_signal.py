@@ -64,16 +64,24 @@ def test_what_stands_behind_a_clips_end_is_not_measured():
         assert same(values, rubbish[name]), name
 
 
-def test_no_convolution_runs_in_tf32(monkeypatch):
-    real, flags = torch.nn.functional.conv1d, []
+def test_neither_convolutions_nor_products_run_in_tf32(monkeypatch):
+    flags = []
 
-    def watched(*arguments, **options):
-        flags.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic))
-        return real(*arguments, **options)
+    def watch(owner, name):
+        real = getattr(owner, name)
 
-    monkeypatch.setattr(torch.nn.functional, "conv1d", watched)
-    SignalGroup().measure(clip_batch(mixed_lengths()[:1]))  # the batch brings Silero's convolutions with it
-    assert len(flags) > 1
+        def watched(*arguments, **options):
+            flags.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic))
+            assert torch.get_float32_matmul_precision() == "highest"
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(torch.nn.functional, "conv1d")
+    watch(torch.nn.LSTM, "forward")
+    watch(torch, "addmm")
+    SignalGroup().measure(clip_batch(mixed_lengths()[:1]))  # the batch brings Silero's network with it
+    assert len(flags) > 3
     assert set(flags) == {(False, True)}
 
 
