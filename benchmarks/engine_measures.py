@@ -265,10 +265,9 @@ def loudness_and_peak(samples: np.ndarray) -> None:
 
 @dataclass
 class Calls:
-    """Calls of one model in a job: number, seconds in them, and the first few, to be repeated."""
+    """Calls of one model in a job: when each began and ended, and the first few, to be repeated."""
 
-    count: int = 0
-    seconds: float = 0.0
+    spans: list[tuple[float, float]] = field(default_factory=list)
     kept: list[Callable[[], Any]] = field(default_factory=list)
 
     def alone(self, device: str) -> float:
@@ -279,7 +278,7 @@ class Calls:
                 call()
         if device.startswith("cuda"):
             torch.cuda.synchronize(device)
-        return (time.perf_counter() - begin) / len(self.kept) * self.count
+        return (time.perf_counter() - begin) / len(self.kept) * len(self.spans)
 
 
 def watch(owner: type, method: str, name: Callable[[Any], str], seen: dict[str, Calls]) -> None:
@@ -290,8 +289,7 @@ def watch(owner: type, method: str, name: Callable[[Any], str], seen: dict[str, 
         calls = seen.setdefault(name(arguments[-1]), Calls())
         begin = time.perf_counter()
         result = original(self, *arguments)
-        calls.seconds += time.perf_counter() - begin
-        calls.count += 1
+        calls.spans.append((begin, time.perf_counter()))
         if len(calls.kept) < REPLAYED:
             calls.kept.append(lambda: original(self, *arguments))
         return result
@@ -327,10 +325,24 @@ def share_of_models(job: Job, work: Path) -> dict[str, Any]:
     seen = watch_models(job.device)
     measured = scored(job, work)
     models = {
-        name: {"calls": calls.count, "in_calls": calls.seconds, "alone": calls.alone(job.device)}
+        name: {
+            "calls": len(calls.spans),
+            "in_calls": covered(calls.spans),
+            "alone": calls.alone(job.device) if job.device.startswith("cuda") else None,
+        }
         for name, calls in seen.items()
     }
-    return {"wall": measured.seconds, "models": models}
+    in_calls = covered([span for calls in seen.values() for span in calls.spans])
+    return {"wall": measured.seconds, "in_calls": in_calls, "models": models}
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """Seconds in which at least one call was at work: several threads call DNSMOS at the same time."""
+    total, end = 0.0, 0.0
+    for first, last in sorted(spans):
+        total += max(0.0, last - max(first, end))
+        end = max(end, last)
+    return total
 
 
 # Silero VAD
