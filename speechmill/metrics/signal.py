@@ -53,6 +53,14 @@ def masked_quantile(values: Tensor, valid: Tensor, quantile: float) -> Tensor:
     return torch.where(count > 0, mixed, torch.nan).squeeze(-1)
 
 
+def sum_in_order(values: Tensor) -> Tensor:
+    """(B, T) float64 -> (B,): the same to the last bit however many zeros follow a clip's own values.
+
+    `sum` adds in an order that depends on T.
+    """
+    return values.cumsum(1)[:, -1]
+
+
 def whole_frames(samples: Tensor, lengths: Tensor, size: int, hop: int) -> tuple[Tensor, Tensor]:
     """Frames (B, T, size), a view, and which of them lie within their clip, (B, T) bool; T is MIN_FRAMES or more."""
     shortest = size + (MIN_FRAMES - 1) * hop
@@ -99,7 +107,7 @@ def vad_snr_db(samples: Tensor, lengths: Tensor, probabilities: Tensor) -> Tenso
     chunk = (torch.arange(frames.shape[1], device=samples.device) + 1) // 2  # the one at the frame's middle
     spoken = torch.nn.functional.pad(probabilities, (0, max(0, int(chunk[-1]) + 1 - probabilities.shape[1])))[:, chunk]
     speech = audible & (spoken > SNR_SPEECH_PROBABILITY)
-    level = (power * speech).sum(1) / speech.sum(1)  # 0 / 0 is the NaN of a clip without speech
+    level = sum_in_order(power * speech) / speech.sum(1)  # 0 / 0 is the NaN of a clip without speech
     return (10 * ((level - noise).clamp_min(1e-3 * noise) / noise).log10()).clamp(SNR.low, SNR.high)
 
 
@@ -140,7 +148,7 @@ def bandwidth_hz(samples: Tensor, lengths: Tensor) -> Tensor:
     size, hop = 512, 160
     inside = within(samples, lengths)
     # Double: a bin near the threshold must not change sides with the batch's order of summation.
-    mean = (samples.double() * inside).sum(1, keepdim=True) / lengths[:, None]
+    mean = (sum_in_order(samples.double() * inside) / lengths)[:, None]
     frames, valid = whole_frames((samples - mean) * inside, lengths, size, hop)
     window = torch.blackman_window(size, dtype=torch.float64, device=samples.device)
     power = torch.zeros(len(samples), size // 2 + 1, dtype=torch.float64, device=samples.device)
