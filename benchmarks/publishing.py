@@ -12,12 +12,10 @@ import argparse
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import io
 import json
 import multiprocessing
 import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -34,6 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import soundfile
+from speech_corpus import machine
 
 from speechmill.files import read_json
 from speechmill.metrics import ENHANCE_METRICS, GROUP_METRICS, SETS
@@ -348,16 +347,6 @@ def show(measured: dict[str, Any], new_bytes: int) -> list[str]:
     return missed
 
 
-def machine() -> dict[str, Any]:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "processor": names[0].split(": ", 1)[1] if names else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("pyarrow", "huggingface_hub", "hf_xet")},
-    }
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=2000, help=f"in {BATCHES} batches (default: 2000)")
@@ -404,7 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missed = show(measured, new)
     if options.json:
         content = {
-            "machine": machine(),
+            "machine": machine("pyarrow", "huggingface_hub", "hf_xet"),
             "clips": clips,
             "bytes": size,
             "files": len(files),

@@ -10,7 +10,7 @@ sys.path.insert(0, workflow.basedir)
 
 from speechmill import owner, slurm, versions
 from speechmill.attempts import AttemptLog
-from speechmill.config import dataset_file, missing_paths, profile_path, shuffled_by, validate_config
+from speechmill.config import dataset_file, missing_paths, profile_path, result_settings, shuffled_by, validate_config
 from speechmill.devices import announce_gpus, announced_gpus, visible_gpus
 from speechmill.errors import SpeechmillError
 

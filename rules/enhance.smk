@@ -18,6 +18,6 @@ rule enhance:
         **worker(),
     params:
         version=versions.ENHANCE,
-        settings={key: value for key, value in config["enhance"].items() if key != "batch_seconds"},
+        settings=result_settings(config["enhance"]),
     script:
         "../scripts/enhance.py"

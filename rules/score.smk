@@ -16,6 +16,6 @@ rule score:
         **worker(),
     params:
         version=versions.SCORE,
-        settings={key: value for key, value in config["score"].items() if key != "batch_seconds"},
+        settings=result_settings(config["score"]),
     script:
         "../scripts/score.py"

@@ -88,6 +88,11 @@ PLACES = {
 }
 
 
+def result_settings(section: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the section `enhance` or `score` that results depend on: how clips are grouped changes none."""
+    return {name: value for name, value in section.items() if name != "batch_seconds"}
+
+
 def _source_problems(source: dict[str, Any]) -> list[str]:
     kind, places = source["kind"], PLACES[source["kind"]]
     given = [place for place in ("path", "repo", "datacollective") if source[place] is not None]

@@ -1,6 +1,6 @@
 """How many seconds of audio a device takes at a time, and what happens where its memory does not suffice.
 
-Three faults are told apart. Memory ran out: the batch is halved and the job goes on. Others hold the GPU's memory: the
+Faults are told apart. Memory ran out: the batch is halved and the job goes on. Others hold the GPU's memory: the
 job waits, then fails and is repeated, wherever Slurm puts it. The GPU is lost: the job fails at once, because nothing
 works any more in a process whose CUDA context is broken. The CPU never takes a GPU's place.
 """

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from speechmill import versions
 from speechmill.audio.decode import Decoded
+from speechmill.config import result_settings
 from speechmill.engine import Engine, Window, batches_at_once
 from speechmill.enhance.processor import Clip, Enhanced, Loaded, Outcome, Processor
 from speechmill.errors import ClipError, ClipRejection
@@ -90,8 +91,8 @@ def enhance_batch(
         processor = Processor(config, found, device, pool)
         for rows in parts.finished():
             put(rows)
-        todo = islice(source.read(plan, fetched, passed_over), parts.rows, None)
-        clips = ((_complete(row, config["dataset"]), data) for row, data in todo)
+        rest = islice(source.read(plan, fetched, passed_over), parts.rows, None)
+        clips = ((_complete(row, config["dataset"]), data) for row, data in rest)
         loaded = bounded_map(pool, processor.load, clips, ahead=4 * threads)
         engine: Engine[Loaded, Outcome] = Engine(
             length=_samples,
@@ -120,7 +121,7 @@ def _key(batch_json: Path, config: dict[str, Any], found: Mapping[str, Any], dev
         {
             "batch": [sha256_file(path) for path in (batch_json, listed) if path.exists()],
             "dataset": config["dataset"],
-            "settings": {name: value for name, value in config["enhance"].items() if name != "batch_seconds"},
+            "settings": result_settings(config["enhance"]),
             "enhancer": found["enhancer"],
             "models": vad_versions(),
             "device": device_kind(device),

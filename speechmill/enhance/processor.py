@@ -20,6 +20,7 @@ from speechmill.audio.decode import Decoded, DecodeLimits, decode
 from speechmill.audio.encode import encode_flac
 from speechmill.audio.loudness import integrated_loudness, normalization_gain_db, true_peak_dbtp
 from speechmill.audio.resample import resample
+from speechmill.config import result_settings
 from speechmill.engine import pad
 from speechmill.enhance import Enhancer, limit_attenuation, load_enhancer
 from speechmill.enhance.guard import (
@@ -97,8 +98,7 @@ class Processor:
             max_bytes=self.settings["max_bytes"],
             max_channels=self.settings["max_channels"],
         )
-        # How clips are grouped must not change what they become, so it is not part of the provenance.
-        self.config_sha256 = sha256_json({k: v for k, v in self.settings.items() if k != "batch_seconds"})
+        self.config_sha256 = sha256_json(result_settings(self.settings))
 
     def load(self, item: tuple[dict[str, Any], bytes | Path | ClipError]) -> Loaded:
         """Decode one clip and measure what resampling would hide. Called from many threads."""
@@ -145,22 +145,11 @@ class Processor:
                 spans[index] = self._span(segments[index], len(clip.model))
             except ClipRejection as rejection:
                 outcomes[index] = rejection
-        chosen: dict[int, Choice] = {}
-        open_questions = []
-        for index in spans:
-            decision = self._decided(clips[index])
-            if decision is None:
-                open_questions.append(index)
-            else:
-                chosen[index] = Choice(decision, clips[index].original)
-        if open_questions:
-            answers = self._choose(
-                [clips[i] for i in open_questions],
-                batch[open_questions],
-                lengths[open_questions],
-                probabilities[open_questions],
-            )
-            chosen.update(zip(open_questions, answers, strict=True))
+        decided = {i: self._decided(clips[i]) for i in spans}
+        chosen = {i: Choice(decision, clips[i].original) for i, decision in decided.items() if decision}
+        if tried := [i for i, decision in decided.items() if not decision]:
+            choices = self._choose([clips[i] for i in tried], batch[tried], lengths[tried], probabilities[tried])
+            chosen.update(zip(tried, choices, strict=True))
         delivered = self.pool.map(lambda i: self._deliver(clips[i], spans[i], segments[i], chosen[i]), spans)
         for index, outcome in zip(spans, delivered, strict=True):
             outcomes[index] = outcome

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from speechmill import versions
 from speechmill.audio.encode import decode_flac
 from speechmill.audio.resample import resample
+from speechmill.config import result_settings
 from speechmill.engine import Engine, Window, batches_at_once, pad
 from speechmill.errors import ClipError
 from speechmill.files import sha256_json
@@ -130,7 +131,7 @@ def _key(enhanced: Path, config: dict[str, Any], models: Mapping[str, str], colu
             "shard": [stat.st_size, stat.st_mtime_ns],
             "models": models,
             "columns": columns,
-            "settings": {name: value for name, value in config["score"].items() if name != "batch_seconds"},
+            "settings": result_settings(config["score"]),
             "device": device_kind(device),
             "version": [versions.SCORE, versions.package_versions()],
         }

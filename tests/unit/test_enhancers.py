@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speechmill.audio.resample import resample
-from speechmill.engine import pad
 from speechmill.enhance import LEVELS_DB, available_enhancer, limit_attenuation, load_enhancer
 from speechmill.enhance.rnnoise import RNNoise
 from speechmill.enhance.spectral_gate import SpectralGate
 from speechmill.errors import SpeechmillError
+from tests.unit.enhancing import enhance
 from tests.unit.metric_clips import speech_clips
 
 ENHANCERS = [RNNoise(), SpectralGate(), SpectralGate(16_000), SpectralGate(8_000)]
@@ -34,16 +34,6 @@ def with_noise(clip: np.ndarray, snr_db: float, seed: int = 0) -> np.ndarray:
     noise = np.random.default_rng(seed).standard_normal(len(clip))
     level = np.sqrt(np.mean(clip**2)) * 10 ** (-snr_db / 20)
     return (clip + level * noise).astype(np.float32)
-
-
-def enhance(enhancer, clips: list[np.ndarray]) -> list[np.ndarray]:
-    batch, lengths = pad(clips, "cpu")
-    out = enhancer(batch, lengths)
-    assert out.shape == batch.shape
-    assert out.dtype == torch.float32
-    for row, clip in zip(out, clips, strict=True):
-        assert (row[len(clip) :] == 0).all()
-    return [row[: len(clip)].numpy() for row, clip in zip(out, clips, strict=True)]
 
 
 @pytest.mark.parametrize(("enhancer", "gain"), [(ENHANCERS[0], 6.0), (ENHANCERS[1], 3.0), (ENHANCERS[2], 3.0)])

@@ -10,11 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from speechmill.audio.resample import resample
 from speechmill.engine import pad
-from speechmill.enhance import Enhancer, rnnoise_torch, rnnoise_weights
+from speechmill.enhance import rnnoise_torch, rnnoise_weights
 from speechmill.enhance.rnnoise import DELAY, FRAME, HIGH_PASS, RNNoise, _library, denoise
 from speechmill.enhance.rnnoise_pitch import _chain
 from speechmill.enhance.rnnoise_torch import RNNoiseTorch, _HighPass, _slow_decay
 from speechmill.errors import SpeechmillError
+from tests.unit.enhancing import enhance
 from tests.unit.metric_clips import speech_clips, with_noise
 
 
@@ -46,16 +47,6 @@ def noisy() -> list[np.ndarray]:
 def agreement_db(reference: np.ndarray, found: np.ndarray) -> float:
     difference = reference.astype(np.float64) - found
     return float(10 * np.log10(np.mean(reference.astype(np.float64) ** 2) / max(np.mean(difference**2), 1e-30)))
-
-
-def enhance(enhancer: Enhancer, clips: list[np.ndarray]) -> list[np.ndarray]:
-    batch, lengths = pad(clips, "cpu")
-    out = enhancer(batch, lengths)
-    assert out.shape == batch.shape
-    assert out.dtype == torch.float32
-    for row, clip in zip(out, clips, strict=True):
-        assert (row[len(clip) :] == 0).all()
-    return [row[: len(clip)].numpy() for row, clip in zip(out, clips, strict=True)]
 
 
 def test_it_agrees_with_the_library(enhancer, noisy):
