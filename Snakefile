@@ -31,11 +31,11 @@ onstart:
 
 
 onsuccess:
-    end_run()
+    end_run("succeeded")
 
 
 onerror:
-    end_run()
+    end_run("failed")
 
 
 # Seconds of work each (near_duplicates: two minutes for 10 million clips): on a cluster they run beside Snakemake and

@@ -13,6 +13,7 @@ from speechmill.attempts import AttemptLog
 from speechmill.config import dataset_file, missing_paths, profile_path, result_settings, shuffled_by, validate_config
 from speechmill.devices import announce_gpus, announced_gpus, visible_gpus
 from speechmill.errors import SpeechmillError
+from speechmill.monitor import events
 
 CONFIG_DIR = Path(workflow.basedir) / "config"
 SINGLE_FILES = (
@@ -81,10 +82,14 @@ def begin_run():
     if problems:
         raise SpeechmillError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
     owner.claim(Path(run_file("")))
-    logger.addHandler(AttemptLog(Path(run_file("")), workflow.execution_settings.retries))
+    retries = {rule.name: rule.restart_times for rule in workflow.rules}
+    events.current = events.Start(Path(run_file("")), config["dataset"], retries)
+    logger.addHandler(AttemptLog(events.current))
 
 
-def end_run():
+def end_run(outcome):
+    if events.current:  # else it could not begin
+        events.current.outcome = outcome
     owner.release(Path(run_file("")))
 
 

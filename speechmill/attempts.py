@@ -9,68 +9,45 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from speechmill.monitor.events import JobEvent, JobTracker, Start, utc_now
+
 FILE = Path("logs") / "attempts.jsonl"
-SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+) ")
 
 
 class AttemptLog(logging.Handler):
     """Listens to Snakemake's logger. A full disk costs lines of this log, never the run."""
 
-    def __init__(self, run_dir: Path, retries: int = 0):
+    def __init__(self, start: Start):
         super().__init__(logging.INFO)
-        self.retries = retries
-        self.path = run_dir / FILE
-        self.start = utc_now()
-        self.works: dict[int, tuple[str, dict[str, str]]] = {}
-        self.attempts: dict[int, int] = {}
-        self.slurm_jobs: dict[int, str] = {}
+        self.start = start
+        self.path = start.run_dir / FILE
+        self.tracker = JobTracker(start)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._note(record)
+            for event in self.tracker.read(record):
+                if event.kind != "described":
+                    self._write(event)
         except Exception:
             self.handleError(record)
 
-    def _note(self, record: logging.LogRecord) -> None:
-        # Snakemake's LogEvent is a str enumeration; a job's number is `jobid`, but `job_id` where it has finished.
-        event = str(getattr(getattr(record, "event", None), "value", ""))
-        if event == "job_info":
-            job = record.jobid  # type: ignore[attr-defined]
-            wildcards = getattr(record, "wildcards", None) or {}
-            self.works[job] = (record.rule_name, dict(wildcards))  # type: ignore[attr-defined]
-            self.attempts[job] = self.attempts.get(job, 0) + 1
-            self.slurm_jobs.pop(job, None)
-            if getattr(record, "local", False):
-                self._write("submitted", job)
-        elif event == "job_finished":
-            self._write("finished", record.job_id)  # type: ignore[attr-defined]
-        elif event == "job_error":
-            self._write("failed", record.jobid)  # type: ignore[attr-defined]
-        elif not event and (found := SUBMITTED.match(record.getMessage())):
-            job = int(found[1])
-            self.slurm_jobs[job] = found[2]
-            self._write("submitted", job)
-
-    def _write(self, event: str, job: int) -> None:
-        stage, wildcards = self.works.get(job, ("unknown", {}))
+    def _write(self, event: JobEvent) -> None:
         line: dict[str, Any] = {
             "time": utc_now(),
-            "start": self.start,
-            "event": event,
-            "stage": stage,
-            "batch": wildcards.get("batch"),
-            "attempt": self.attempts.get(job, 1),
-            "slurm_job": self.slurm_jobs.get(job),
+            "start": self.start.time,
+            "event": event.kind,
+            "stage": event.stage,
+            "batch": event.wildcards.get("batch"),
+            "attempt": event.attempt,
+            "slurm_job": event.slurm_job,
         }
-        if "file" in wildcards:
-            line["file"] = wildcards["file"]
-        if event == "failed" and self.attempts.get(job, 1) > self.retries:
+        if "file" in event.wildcards:
+            line["file"] = event.wildcards["file"]
+        if event.given_up:
             line["given_up"] = True
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
@@ -88,8 +65,3 @@ def read_attempts(run_dir: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except ValueError:
                 continue
-
-
-def utc_now() -> str:
-    """Now in ISO 8601 with milliseconds; sorts as text."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

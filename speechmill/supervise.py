@@ -24,9 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from speechmill import owner, slurm
-from speechmill.attempts import read_attempts, utc_now
+from speechmill.attempts import read_attempts
 from speechmill.errors import SpeechmillError
 from speechmill.manifest import read_batches
+from speechmill.monitor.events import utc_now
 
 LOG = Path("logs") / "run.log"
 NO_SPACE = (b"No space left on device", b"Disk quota exceeded")

@@ -259,7 +259,8 @@ def test_drain_and_cancel_leave_nothing_at_work(run):
     cancelled = run.speechmill("cancel", "results/demo")
     assert cancelled.returncode == 0, cancelled.stderr
     run.end(status=130)
-    assert not run.processes("snakemake")
+    # Seconds: proctrack/linuxproc loses sight of processes whose parent has ended, and Slurm then does not wait for them.
+    wait_for(lambda: not run.processes("snakemake"), seconds=30)
     assert not [job for job in slurm.jobs(run.prefix) if job.state in slurm.WAITING | slurm.RUNNING]
     assert "stopped" in run.speechmill("status", "results/demo").stdout
 

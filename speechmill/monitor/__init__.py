@@ -1,0 +1,1 @@
+"""Watching a run: the account of its jobs, run metrics, alerts, and the Panoptes hook."""
