@@ -1,132 +1,152 @@
-"""How far a run is: from its files, the account of its attempts and Slurm's queue, whoever started it."""
+"""How far a run is, for a person: the record of a run (`speechmill.monitor.record`) as a table, once or live."""
 
 from __future__ import annotations
 
+import io
 import json
 import time
-from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from speechmill import owner, slurm
-from speechmill.attempts import read_attempts
-from speechmill.errors import SpeechmillError
-from speechmill.manifest import read_batches
-from speechmill.parts import read_progress
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
-STAGES = {"enhance": "ledger/*.enhance.parquet", "score": "scores/*.parquet", "rank": "ranking/*.parquet"}
-SENT = {"send": "published/sent/*.json"}  # where shards are sent ahead
-AT_WORK = {"enhance": "enhanced", "score": "scores"}  # folders where jobs tell how far they are
-FRESH_SECONDS = 120  # a job that told nothing for longer has ended, or hangs
-SINGLE = {"report": "report/summary.json", "publish": "published/UPLOADED.json"}
+from speechmill.attempts import failure_text, read_attempts
+from speechmill.monitor.record import jobs, record
+from speechmill.text import plain
 
-
-def status(run_dir: Path) -> dict[str, Any]:
-    """State, stages and last failures of a run.
-
-    Raises:
-        SpeechmillError: there is no run in this folder.
-    """
-    if not (run_dir / "preflight.json").exists() and not (run_dir / "logs").exists():
-        raise SpeechmillError(f"{run_dir}: there is no run here")
-    holder = owner.read_owner(run_dir)
-    table = run_dir / "manifest" / "batches.tsv"
-    batches = read_batches(table) if table.exists() else None
-    names = {row["batch"] for row in batches or []}
-    queue, queue_error = _queue(run_dir)
-    now: dict[str, Counter[str]] = defaultdict(Counter)
-    for job in queue:
-        now[job.work.split(" ")[0]][("running" if job.state in slurm.RUNNING else "waiting")] += 1
-    failed, last = _failures(run_dir)
-    stages = []
-    of_batches = STAGES | (SENT if (run_dir / "published" / "sent").exists() else {})
-    for name, pattern in (of_batches | SINGLE).items():
-        found = {path.name.split(".")[0] for path in run_dir.glob(pattern)}
-        done = len(found & names) if name in of_batches else len(found)
-        total = 1 if name in SINGLE else len(names) if batches is not None else None
-        stages.append({"stage": name, "done": done, "total": total, **now[name], "failed_attempts": failed[name]})
-    return {
-        "run": str(run_dir),
-        "state": _state(run_dir, holder, queue),
-        "owner": str(holder) if holder else None,
-        "clips": sum(int(row["clips"] or 0) for row in batches) if batches is not None else None,
-        "stages": stages,
-        "at_work": _at_work(run_dir),
-        "slurm_jobs": [{"id": job.id, "state": job.state, "node": job.node, "work": job.work} for job in queue],
-        "slurm_error": queue_error,
-        "last_failures": last,
-    }
+WIDTH = 110  # where the output is no terminal
+STATES = {"finished": "green", "running": "cyan", "failed": "red", "interrupted": "red"}
+GOOD = ("passed", "scored", "accepted")
+SHOWN_AT_WORK = 8
 
 
-def status_text(found: dict[str, Any], as_json: bool = False) -> str:
-    """The status for a person, or as JSON."""
-    if as_json:
-        return json.dumps(found, indent=2)
-    clips = f", {found['clips']:,} clips" if found["clips"] is not None else ""
-    lines = [f"{found['run']}: {found['state']}{clips}" + (f" ({found['owner']})" if found["owner"] else "")]
-    lines.append(f"  {'stage':<9}{'done':>8} {'of':>8} {'':<22}{'running':>8}{'waiting':>8}{'failed attempts':>17}")
-    for row in found["stages"]:
-        share = row["done"] / row["total"] if row["total"] else 0
-        bar = "#" * round(20 * share)
-        lines.append(
-            f"  {row['stage']:<9}{row['done']:>8} {row['total'] if row['total'] is not None else '?':>8} [{bar:<20}]"
-            f"{row.get('running', 0):>8}{row.get('waiting', 0):>8}{row['failed_attempts']:>17}"
-        )
-    for job in found["at_work"]:
-        left = f", {job['seconds_left'] / 60:.0f} min left" if job["seconds_left"] is not None else ""
+def status_json(run_dir: Path) -> str:
+    """The record, and every attempt of every job."""
+    return json.dumps(record(run_dir) | {"jobs": jobs(read_attempts(run_dir))}, indent=2)
+
+
+def status_text(run_dir: Path) -> str:
+    """The table without colours, for files and pipes."""
+    shown = io.StringIO()
+    console = Console(file=shown, width=WIDTH, color_system=None, legacy_windows=False)
+    console.print(view(record(run_dir)), soft_wrap=True)
+    lines = shown.getvalue().replace("\N{NO-BREAK SPACE}", " ").splitlines()
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def show(run_dir: Path, watch: bool = False, seconds: float = 2.0) -> None:
+    """Print the table; with `watch` keep it up to date until the run is no longer at work."""
+    console = Console()
+    if not console.is_terminal:
+        print(status_text(run_dir))
+    elif not watch:
+        console.print(view(record(run_dir)))
+    else:
+        found = record(run_dir)
+        with Live(view(found), console=console, auto_refresh=False) as live:
+            while found["state"] == "running":
+                time.sleep(seconds)
+                found = record(run_dir)
+                live.update(view(found), refresh=True)
+
+
+def view(found: Mapping[str, Any]) -> RenderableType:
+    """The record as something that rich can print."""
+    parts: list[RenderableType] = [_headline(found), _stages(found)]
+    shown = {row["stage"] for row in found["stages"]}
+    if others := [f"{rule} {sum(now.values())}" for rule, now in found["jobs_now"].items() if rule not in shown]:
+        parts.append(Text(f"  also at work: {', '.join(others)}"))
+    for job in found["at_work"][:SHOWN_AT_WORK]:
         of = f" of {job['total']:,}" if job["total"] is not None else ""
-        rate = f"{job['rows_per_second']:.1f} clips/s"
-        lines.append(f"  {job['stage']} {job['batch']}: {job['rows']:,}{of} clips, {rate}{left}")
-    for failure in found["last_failures"]:
-        work = " ".join(part for part in (failure["stage"], failure["batch"] or failure.get("file")) if part)
-        job = f", Slurm job {failure['slurm_job']}" if failure["slurm_job"] else ""
-        lines.append(
-            f"  failed: {work}, attempt {failure['attempt']}{job}, {failure['time'][:19]} UTC; {failure['log']}"
+        left = f", {_duration(job['seconds_left'])} left" if job["seconds_left"] is not None else ""
+        parts.append(
+            Text(
+                f"  {job['stage']} {job['batch']}: {job['rows']:,}{of} clips, {job['rows_per_second']:.1f} clips/s{left}"
+            )
         )
-    if found["slurm_error"]:
-        lines.append(f"  {found['slurm_error']}")
-    return "\n".join(lines)
+    if len(found["at_work"]) > SHOWN_AT_WORK:
+        parts.append(Text(f"  and {len(found['at_work']) - SHOWN_AT_WORK} more jobs at work"))
+    given_up = {(line["stage"], line["batch"], line.get("file")) for line in found["given_up"]}
+    for line in found["last_failures"]:
+        for_good = (line["stage"], line["batch"], line.get("file")) in given_up
+        text = f"  {line['time'][11:19]} UTC {failure_text(line, quote=False)}"
+        parts.append(Text(plain(text, 2000), style="red" if for_good else "yellow"))
+    parts += [Text(f"  {text}", style="yellow") for text in _troubles(found)]
+    if found["state"] == "interrupted":
+        parts.append(Text(f"  go on: speechmill resume {found['run']}"))
+    elif found["slurm_jobs"] and found["state"] != "running":
+        parts.append(Text(f"  {len(found['slurm_jobs'])} Slurm jobs of it are left", style="yellow"))
+    return Group(*parts)
 
 
-def _at_work(run_dir: Path) -> list[dict[str, Any]]:
-    """How far the heavy jobs at work are, by stage and batch."""
-    return [
-        {"stage": stage, "batch": batch, **told}
-        for stage, folder in AT_WORK.items()
-        for batch, told in read_progress(run_dir / folder).items()
-        if time.time() - told["time"] < FRESH_SECONDS
+def _headline(found: Mapping[str, Any]) -> Text:
+    text = Text(f"{found['run']}: ")
+    text.append(found["state"], style=f"bold {STATES.get(found['state'], 'yellow')}")
+    about = [f"{found['clips']:,} clips"] if found["clips"] is not None else []
+    about += [f"start {found['starts']}"] if found["starts"] > 1 else []
+    about += [str(found["owner"])] if found["owner"] else []
+    if found["state"] == "running" and found["seconds_left"]:
+        about.append(f"about {_duration(found['seconds_left'])} left")
+    return text.append("".join(f", {part}" for part in about))
+
+
+def _stages(found: Mapping[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=True, header_style="bold")
+    for name in ("stage", "done", "", "now", "failed", "clips", "hours", "hours/h"):
+        table.add_column(name, justify="right" if name in ("done", "hours", "hours/h") else "left")
+    for row in found["stages"]:
+        total = row["total"]
+        bar = ProgressBar(
+            total=total or 1, completed=row["done"], width=16, complete_style="cyan", finished_style="green"
+        )
+        now = [f"{row[name]:,} {name}" for name in ("running", "waiting") if row[name]]
+        failed = [f"{row['failed_attempts']:,}"] if row["failed_attempts"] else []
+        failed += [f"{row['given_up']:,} for good"] if row["given_up"] else []
+        table.add_row(
+            row["stage"],
+            f"{row['done']:,} of {'?' if total is None else f'{total:,}'}",
+            bar,
+            _listed(now),
+            Text(_listed(failed), style="red" if row["given_up"] else "yellow"),
+            _listed(f"{row['clips'][state]:,} {state}" for state in _good_first(row["clips"])),
+            f"{sum(row['hours'].values()):,.2f}" if row["hours"] else "",
+            f"{row['audio_hours_per_hour']:,.1f}" if row["audio_hours_per_hour"] else "",
+        )
+    return table
+
+
+def _listed(parts: Iterable[str]) -> str:
+    """Parts in one line, or in more that break between them."""
+    return ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
+
+
+def _good_first(states: Iterable[str]) -> list[str]:
+    return sorted(states, key=lambda name: (name not in GOOD, name))
+
+
+def _troubles(found: Mapping[str, Any]) -> list[str]:
+    """What watching the run has trouble with itself."""
+    texts = [plain(found["slurm_error"])] if found["slurm_error"] else []
+    alerts = found["alerts"] or {"open": [], "trouble": []}
+    texts += [f"alert: {plain(cause['title'])}" for cause in alerts["open"]]
+    texts += [
+        f"alerts do not arrive at {trouble['channel']}: {plain(trouble['error'])}" for trouble in alerts["trouble"]
     ]
+    panoptes = found["panoptes"] or {}
+    lost = sum(int(panoptes.get(name) or 0) for name in ("dropped", "undelivered"))
+    if lost and panoptes.get("last_error"):  # else they are on their way
+        texts.append(f"Panoptes was not told of {lost} events: {plain(panoptes['last_error'])}")
+    return texts
 
 
-def _state(run_dir: Path, holder: owner.Owner | None, queue: list[slurm.Job]) -> str:
-    if holder:
-        return "running" if holder.is_alive else f"interrupted: speechmill resume {run_dir}"
-    if (run_dir / SINGLE["publish"]).exists():
-        return "finished"
-    return "stopped, with Slurm jobs left" if queue else "stopped"
-
-
-def _queue(run_dir: Path) -> tuple[list[slurm.Job], str | None]:
-    """Living Slurm jobs of the run, and what Slurm said where it did not answer. No Slurm here is no error."""
-    from shutil import which
-
-    if which("squeue") is None:
-        return [], None
-    try:
-        found = slurm.jobs(slurm.run_prefix(run_dir.resolve().name, run_dir))
-    except slurm.SlurmError as error:
-        return [], str(error)
-    return [job for job in found if job.state in slurm.WAITING | slurm.RUNNING], None
-
-
-def _failures(run_dir: Path) -> tuple[Counter[str], list[dict[str, Any]]]:
-    """Failed attempts by stage, and the last five."""
-    counts: Counter[str] = Counter()
-    last: list[dict[str, Any]] = []
-    for line in read_attempts(run_dir):
-        if line["event"] == "failed":
-            counts[line["stage"]] += 1
-            work = line["batch"] or line.get("file")
-            name = f"batches/{work}" if work else line["stage"]
-            last = [*last[-4:], line | {"log": str(run_dir / "logs" / f"{name}.log")}]
-    return counts, last
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"
