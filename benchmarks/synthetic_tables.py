@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from speechmill.files import read_json, write_json
 from speechmill.metrics import ENHANCE_METRICS, GROUP_METRICS, SETS, all_metrics
 from speechmill.ranking.profile import FrozenProfile, freeze, load_profile
-from speechmill.shards import ENHANCED, LEDGER, MANIFEST, write_table
+from speechmill.report.summary import ROW_GROUP
+from speechmill.shards import ENHANCED, LEDGER, MANIFEST, table_writer, write_table
 
 if TYPE_CHECKING:
     from scale import Table
@@ -156,8 +158,37 @@ def report(folder: Path) -> None:
         {},
         [],
         {},
-        *(folder / name for name in ("report.html", "summary.json", "ranking.parquet")),
+        *(folder / "report" / name for name in ("report.html", "summary.json", "ranking.parquet")),
     )
+
+
+def make_other_run(folder: Path) -> None:
+    """The same run in `folder/other`, but with another SNR of all clips and one in a hundred of them not accepted."""
+    summary = read_json(folder / "report" / "summary.json")
+    other = folder / "other" / "report"
+    with (
+        pq.ParquetFile(folder / "report" / "ranking.parquet") as file,
+        table_writer(file.schema_arrow, other / "ranking.parquet", row_group_size=ROW_GROUP) as writer,
+    ):
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number)
+            states = np.array(table["state"].to_pylist(), object)
+            flipped = np.flatnonzero(states == "accepted")[::100]
+            states[flipped] = "rejected"
+            for state, sign in (("accepted", -1), ("rejected", 1)):
+                summary["clips"][state] += sign * len(flipped)
+            changed = {"state": pa.array(states), "snr_db": pc.add(table["snr_db"], 0.5)}
+            for name, values in changed.items():
+                table = table.set_column(table.column_names.index(name), table.schema.field(name), values)
+            writer.write_table(table)
+    write_json(other / "summary.json", summary)
+
+
+def compare(folder: Path) -> None:
+    from speechmill.compare import compare
+    from speechmill.comparison_text import comparison_text
+
+    print(comparison_text(compare(folder, folder / "other")))
 
 
 def files(folder: Path, stage: str) -> list[Path]:
@@ -176,7 +207,7 @@ def make_examples(folder: Path) -> None:
         write_table(pa.Table.from_pylist(clips, schema=ENHANCED), folder / "enhanced" / f"{batch}.parquet")
 
 
-STEPS = {step.__name__: step for step in (duplicates, rank, advice, report, make_examples)}
+STEPS = {step.__name__: step for step in (duplicates, rank, advice, report, make_examples, make_other_run, compare)}
 
 
 def tables(folder: Path, clips: int, table: Table) -> None:
@@ -194,6 +225,9 @@ def tables(folder: Path, clips: int, table: Table) -> None:
             together += found.seconds
             table.cost(f"{step}, {clips:,} clips", found, 60 if due else None, 2000)
     table.row("together", f"{together:.1f} s", "60 s" if due else "", not due or together < 60)
+    cost([sys.executable, __file__, "make_other_run", str(folder)], folder)
+    found = cost([sys.executable, __file__, "compare", str(folder)], folder)
+    table.cost(f"compare with another run, {clips:,} clips each", found, 120 if due else None, 2000)
 
 
 if __name__ == "__main__":

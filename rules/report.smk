@@ -33,6 +33,7 @@ rule report:
     params:
         version=versions.REPORT,
         settings=config["report"],
+        deciding=deciding_settings(config),  # the summary has them
         without_batches=config["without_batches"],
     script:
         "../scripts/report.py"

@@ -10,6 +10,7 @@ import copy
 import difflib
 import json
 from collections.abc import Iterable
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,15 @@ def validate_config(config: dict[str, Any], config_dir: Path) -> dict[str, Any]:
     schema = load_schema(config_dir)
     config = copy.deepcopy(config)
     _fill_defaults(config, schema)
+    alerts = config.get("alerts")
+    if isinstance(alerts, dict) and isinstance(alerts["deadline"], date):  # without quotes, YAML makes one of it
+        alerts["deadline"] = alerts["deadline"].isoformat()
     problems = []
     for error in sorted(Draft202012Validator(schema).iter_errors(config), key=lambda e: [str(p) for p in e.path]):
         problems.extend(_explain(error))
     if not problems:
         problems += _source_problems(config["source"]) + _publish_problems(config)
+        problems += _deadline_problems(config["alerts"])
     enhance = config.get("enhance", {})
     if not problems and enhance["min_seconds"] >= enhance["max_seconds"]:
         problems.append(
@@ -93,6 +98,16 @@ def result_settings(section: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in section.items() if name != "batch_seconds"}
 
 
+# What clips' states and metrics depend on. A list of these, not of the others: a new section stays out until it is named.
+DECIDING = ("dataset", "source", "batch_size", "held_out", "compare_with", "enhance", "score", "rank")
+
+
+def deciding_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the report's numbers depend on; two runs are compared by them."""
+    found = {name: config[name] for name in DECIDING if name in config}
+    return found | {name: result_settings(found[name]) for name in ("enhance", "score") if name in found}
+
+
 def _source_problems(source: dict[str, Any]) -> list[str]:
     kind, places = source["kind"], PLACES[source["kind"]]
     given = [place for place in ("path", "repo", "datacollective") if source[place] is not None]
@@ -118,6 +133,16 @@ def _publish_problems(config: dict[str, Any]) -> list[str]:
     if publish["kind"] == "hub" and publish["shuffle"] == "corpus" and not config["keep_enhanced"]:
         problems.append("publish.shuffle corpus draws every shard from all batches: it needs keep_enhanced true")
     return problems
+
+
+def _deadline_problems(alerts: dict[str, Any]) -> list[str]:
+    given = alerts["deadline"]
+    try:
+        if given is None or datetime.fromisoformat(given).tzinfo is not None:
+            return []
+    except ValueError:
+        pass
+    return [f'alerts.deadline is "{given}": expected date, time and zone, such as "2026-03-01T12:00+07:00"']
 
 
 def _fill_defaults(value: Any, schema: dict[str, Any]) -> None:

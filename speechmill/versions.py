@@ -11,7 +11,7 @@ from importlib import metadata
 ENHANCE = 4
 SCORE = 3
 RANK = 2
-REPORT = 1
+REPORT = 2
 PUBLISH = 5
 
 PACKAGES = (

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from speechmill.config import deciding_settings
 from speechmill.ledger import STATES, check_balance, count_states
 from speechmill.ranking.profile import FrozenProfile
 from speechmill.shards import RANKING, conform, noted, ranking_schema, table_writer
@@ -248,6 +249,7 @@ def summarize(
     return {
         "dataset": config["dataset"],
         "source_revision": source.get("revision"),
+        "config": deciding_settings(dict(config)),
         "batches": found.batches,
         "failed_batches": dict(sorted(found.failed.items())),
         "clips": {state: found.clips[state] for state in ("input", *STATES)},
