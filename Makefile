@@ -2,8 +2,10 @@
 # make test      everything that is tested; the cluster's part where Slurm is installed. MINUTES=N: after that begin unit tests alone
 # make cluster   a Slurm cluster of three nodes on this machine, to try profiles/slurm (as root; cluster-stop ends it)
 # make profiles  link the profiles into your Snakemake configuration: snakemake --profile slurm
+# make monitor   Panoptes, a web page that shows runs: on http://127.0.0.1:5000, until Ctrl-C. PORT=N: elsewhere
 # They set up .venv first where they need it.
 PYTHON ?= python3
+PORT   ?= 5000
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
@@ -11,10 +13,10 @@ LIMIT  := $(if $(MINUTES),--minutes $(MINUTES))
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-corpus test cluster cluster-stop profiles lint clean
+.PHONY: help setup demo demo-corpus test cluster cluster-stop profiles monitor lint clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -5
+	@sed -n 's/^# //p' Makefile | head -6
 	@echo "make demo-corpus | lint | clean"
 
 setup: $(STAMP)
@@ -39,7 +41,7 @@ demo: demo-corpus
 test: demo-corpus
 	@echo "== tests; those of the cluster, which mostly wait for it, run beside all others and are shown after them"
 	@log=$$(mktemp); $(BIN)/python -m pytest $(LIMIT) tests/slurm >"$$log" 2>&1 & slurm=$$!; \
-	$(BIN)/python -m pytest $(LIMIT) tests/unit tests/hub tests/workflow; status=$$?; \
+	$(BIN)/python -m pytest $(LIMIT) tests/unit tests/hub tests/browser tests/workflow; status=$$?; \
 	wait $$slurm || status=1; cat "$$log"; rm "$$log"; exit $$status
 
 cluster: demo-corpus
@@ -59,6 +61,13 @@ profiles:
 	  if [ "$$(readlink "$$link")" = "$$want" ]; then continue; fi; \
 	  if [ -e "$$link" ] || [ -L "$$link" ]; then echo "$$link is yours: not replaced; say --profile profiles/$$name" >&2; status=1; \
 	  else ln -s "$$want" "$$link" && echo "$$link -> $$want"; fi; done; exit $${status:-0}
+
+# It knows no passwords: nobody but this machine may reach it.
+monitor: $(STAMP)
+	@mkdir -p results
+	@echo "== Panoptes on http://127.0.0.1:$(PORT), with its data base in results/panoptes.db. For runs to be shown there:"
+	@echo "  export SPEECHMILL_PANOPTES=http://127.0.0.1:$(PORT)"
+	@PANOPTES_DB_URL='sqlite:///results/panoptes.db?check_same_thread=False' exec $(BIN)/panoptes --ip 127.0.0.1 --port $(PORT)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile rules && $(BIN)/mypy && $(BIN)/snakemake --lint
