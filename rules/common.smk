@@ -1,5 +1,6 @@
 # Functions that the rules share: configuration, paths of a run, its batches.
 import functools
+import os
 import sys
 from pathlib import Path
 
@@ -10,10 +11,19 @@ sys.path.insert(0, workflow.basedir)
 
 from speechmill import owner, slurm, versions
 from speechmill.attempts import AttemptLog
-from speechmill.config import dataset_file, missing_paths, profile_path, result_settings, shuffled_by, validate_config
+from speechmill.config import (
+    dataset_file,
+    deciding_settings,
+    missing_paths,
+    profile_path,
+    result_settings,
+    shuffled_by,
+    validate_config,
+)
 from speechmill.devices import announce_gpus, announced_gpus, visible_gpus
 from speechmill.errors import SpeechmillError
-from speechmill.monitor import events
+from speechmill import events
+from speechmill.monitor.watch import watch_run
 
 CONFIG_DIR = Path(workflow.basedir) / "config"
 SINGLE_FILES = (
@@ -33,7 +43,7 @@ FILES_OF_BATCHES = (
     "scores/{batch}.parquet",
     "ranking/{batch}.parquet",
 )
-HOW_JOBS_RUN = ("cluster", "device", "download", "failed_batches", "without_batches")
+HOW_JOBS_RUN = ("alerts", "cluster", "device", "download", "failed_batches", "without_batches")
 
 
 wildcard_constraints:
@@ -83,14 +93,21 @@ def begin_run():
         raise SpeechmillError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
     owner.claim(Path(run_file("")))
     retries = {rule.name: rule.restart_times for rule in workflow.rules}
-    events.current = events.Start(Path(run_file("")), config["dataset"], retries)
-    logger.addHandler(AttemptLog(events.current))
+    if owner.SUPERVISOR not in os.environ:  # speechmill run watches by itself
+        watches.append(watch_run(Path(run_file("")), lambda: config, logger.warning))
+    goal = "report/summary.json" if config["publish"]["kind"] == "none" else "published/UPLOADED.json"
+    events.current = events.Start(Path(run_file("")), config["dataset"], retries, goal=goal)
+    accounts.append(AttemptLog(events.current))
+    logger.addHandler(accounts[0])
 
 
 def end_run(outcome):
     if events.current:  # else it could not begin
-        events.current.outcome = outcome
+        events.current.end(outcome)
+        accounts[0].end()
     owner.release(Path(run_file("")))
+    for watch in filter(None, watches):
+        watch.stop({"succeeded": "finished", "failed": "failed"}.get(events.current.outcome, "stopped"))
 
 
 def run_file(path):
@@ -167,6 +184,8 @@ def shards_again(wildcards):
 
 
 announced = set()
+accounts = []  # of attempts: one, once the run has begun
+watches = []  # that alert people: at most one
 
 
 def source_state(wildcards):

@@ -1,13 +1,14 @@
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from speechmill.files import read_json
 from speechmill.job import logged
 
-with logged(snakemake):
+with logged(snakemake) as tell:
     from speechmill.duplicates import rows_among
-    from speechmill.ledger import check_batch, check_count
+    from speechmill.ledger import check_batch, check_count, tally
     from speechmill.manifest import read_batch
     from speechmill.ranking.decide import rank_batch
     from speechmill.ranking.profile import FrozenProfile
@@ -32,3 +33,5 @@ with logged(snakemake):
     check_count(description["clips"], ids, batch)
     check_batch(ids if clips is None else clips["id"], ledger, ranking, batch)
     write_table(ranking, snakemake.output.ranking)
+    accepted = pc.equal(ranking["state"], "accepted")  # of these, what is published counts
+    tell(**tally(ranking["state"], pc.if_else(accepted, ranking["duration"], ranking["input_duration"])))

@@ -1,19 +1,26 @@
 from pathlib import Path
 
-from speechmill.devices import device_of
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from speechmill.devices import describe, device_of
 from speechmill.job import logged
 
-with logged(snakemake):
+with logged(snakemake) as tell:
+    from speechmill.ledger import tally
     from speechmill.metrics.job import score_batch
     from speechmill.preflight import read_preflight
 
-    counts = score_batch(
+    device = device_of(snakemake.resources.gpu, snakemake.config["device"])
+    tell(device=describe(device))
+    score_batch(
         Path(snakemake.input.enhanced),
         snakemake.config,
         read_preflight(Path(snakemake.input.preflight)),
-        device_of(snakemake.resources.gpu, snakemake.config["device"]),
+        device,
         snakemake.threads,
         Path(snakemake.output.scores),
         snakemake.resources.engine_attempt,
     )
-    print(counts)
+    clips = pq.read_table(snakemake.output.scores, columns=["error_class", "duration"])
+    tell(**tally(pc.if_else(pc.is_valid(clips["error_class"]), "errored", "scored"), clips["duration"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -22,6 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
         _parser().error("-- and arguments of snakemake go with run and remove alone")
     if options.command == "remove" and not options.clip and not options.speaker:
         _parser().error("remove needs --clip or --speaker")
+    if options.command == "alerts" and not options.run and not options.test:
+        _parser().error("alerts needs the folder of a run, or --test")
+    if options.command == "metrics" and options.every is not None and not (options.textfile and options.every > 0):
+        _parser().error("--every takes seconds above 0 and goes with --textfile")
     try:
         status = _call(options, given[end + 1 :])
         sys.stdout.flush()
@@ -71,12 +76,26 @@ def _parser() -> argparse.ArgumentParser:
     drain = commands.add_parser("drain", help="begin nothing new; running jobs end")
     cancel = commands.add_parser("cancel", help="end a run now, with every job of it")
     status = commands.add_parser("status", help="how far a run is, what runs, what failed")
-    status.add_argument("--json", action="store_true", help="for programs")
+    how = status.add_mutually_exclusive_group()
+    how.add_argument("--watch", action="store_true", help="keep it up to date while the run is at work")
+    how.add_argument("--json", action="store_true", help="for programs: all that is known, with every job")
     summary = commands.add_parser("summary", help="a short summary of a finished run")
+    logs = commands.add_parser("logs", help="what the logs of a run say, or those of one batch or stage")
+    logs.add_argument("--problems", action="store_true", help="warnings and errors alone, with clip and file")
+    logs.add_argument("--tail", type=int, metavar="N", help="the last N lines of each log")
+    logs.add_argument("--json", action="store_true", help="one JSON object per line")
+    alerts = commands.add_parser("alerts", help="what was told of a run, what still waits, and whether channels work")
+    alerts.add_argument("--test", action="store_true", help="send a test message through every channel")
+    alerts.add_argument("run", nargs="?", type=Path, metavar="RUN", help="folder of the run, such as results/demo")
     _add_export(commands)
+    _add_compare(commands)
+    _add_metrics(commands)
     supervise = commands.add_parser("supervise")  # what --background starts
-    for command in (resume, drain, cancel, status, summary, supervise):
+    for command in (resume, drain, cancel, status, summary, logs, supervise):
         command.add_argument("run", type=Path, help="folder of the run, such as results/demo")
+    logs.add_argument(
+        "name", nargs="?", metavar="NAME", help="a batch, a stage of the whole run, or a source file's key"
+    )
     return parser
 
 
@@ -91,6 +110,26 @@ def _add_export(commands: Any) -> None:
     command.add_argument("dest", type=Path, metavar="DEST", help="a folder that is empty or not there yet")
 
 
+def _add_compare(commands: Any) -> None:
+    command = commands.add_parser("compare", help="what changed between two finished runs")
+    command.add_argument("before", type=Path, metavar="RUN", help="folder of a run, such as results/demo")
+    command.add_argument("after", type=Path, metavar="RUN", help="folder of the run that is held against it")
+    command.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_metrics(commands: Any) -> None:
+    command = commands.add_parser("metrics", help="runs as metrics for Prometheus: printed, in a file, or over HTTP")
+    where = command.add_mutually_exclusive_group()
+    where.add_argument("--textfile", type=Path, metavar="PATH", help="write them, for node_exporter: a name in .prom")
+    where.add_argument(
+        "--listen", metavar="[ADDRESS:]PORT", help="answer scrapes until interrupted (ADDRESS: 127.0.0.1)"
+    )
+    command.add_argument(
+        "--every", type=float, metavar="SECONDS", help="write the file again and again while a run is at work"
+    )
+    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, such as results/demo")
+
+
 def _call(options: argparse.Namespace, extra: list[str]) -> int:
     from speechmill import runs
     from speechmill.supervise import Supervisor
@@ -98,6 +137,21 @@ def _call(options: argparse.Namespace, extra: list[str]) -> int:
     if options.command == "export":
         print(_export(options.form, options.run, options.data_set, options.dest, options.shard_bytes))
         return 0
+    if options.command == "alerts":
+        from speechmill.monitor.alerts import alerts_text, try_channels
+
+        if options.run:
+            print(alerts_text(options.run))
+        return try_channels() if options.test else 0
+    if options.command == "compare":
+        from speechmill.compare import compare
+        from speechmill.comparison_text import comparison_text
+
+        found = compare(options.before, options.after)
+        print(json.dumps(found, indent=2) if options.json else comparison_text(found))
+        return 0
+    if options.command == "metrics":
+        return _metrics(options)
     if options.command in ("run", "remove"):
         times = {"poll_seconds": options.poll_seconds, "stall_seconds": options.stall_seconds}
         plan = runs.make_plan(options.dataset, options.profile, options.directory, options.config, extra, **times)
@@ -111,12 +165,47 @@ def _call(options: argparse.Namespace, extra: list[str]) -> int:
     elif options.command == "supervise":
         return Supervisor(runs.read_plan(options.run)).run()
     elif options.command == "status":
-        from speechmill.status import status, status_text
+        from speechmill.status import show, status_json
 
-        print(status_text(status(options.run), as_json=options.json))
+        if options.json:
+            print(status_json(options.run))
+        else:
+            show(options.run, options.watch)
+    elif options.command == "logs":
+        _print_logs(options)
     else:
         print(summary_text(options.run))
     return 0
+
+
+def _print_logs(options: argparse.Namespace) -> None:
+    from speechmill.joblog import human
+    from speechmill.logs import lines_of
+
+    last = None
+    for path, line in lines_of(options.run, options.name, options.problems, options.tail):
+        if options.json:
+            print(json.dumps(line | {"log": str(path)}, ensure_ascii=False))
+            continue
+        if path != last:
+            print(f"== {path}")
+        last = path
+        print(human(line, color=sys.stdout.isatty()))
+
+
+def _metrics(options: argparse.Namespace) -> int:
+    """Exit status 1: a run could not be read."""
+    from speechmill.monitor import prometheus
+
+    if options.listen is not None:
+        prometheus.serve(prometheus.RunCollector(options.runs), *prometheus.listen_address(options.listen))
+        return 0
+    collector = prometheus.RunCollector(options.runs, keep_seconds=0)
+    if options.textfile:
+        prometheus.write_textfile(collector, options.textfile, options.every)
+    else:
+        print(prometheus.exposition(collector), end="")
+    return 1 if collector.troubles else 0
 
 
 def _remove(run_dir: Path, options: argparse.Namespace) -> bool:

@@ -57,6 +57,15 @@ def device_of(gpus: int, setting: str = "auto") -> str:
     return f"cuda:{number}"
 
 
+def describe(device: str) -> str:
+    """A torch device for a person: "CPU", or the model of the GPU."""
+    if device == "cpu":
+        return "CPU"
+    import torch
+
+    return str(torch.cuda.get_device_name(device))
+
+
 def take_one(count: int, folder: Path, poll_seconds: float = 1) -> int:
     """Number of a device below `count` that no other process holds, held until this process ends.
 

@@ -6,11 +6,13 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from speechmill.joblog import utc_now
+
 SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+) ")
+STOPPING = ("Will exit after finishing currently running jobs", "Terminating processes on user request")
 
 
 @dataclass
@@ -20,8 +22,14 @@ class Start:
     run_dir: Path
     dataset: str
     retries: Mapping[str, int] = field(default_factory=dict)  # rule -> attempts after the first
-    time: str = field(default_factory=lambda: utc_now())
+    time: str = field(default_factory=utc_now)
     outcome: str | None = None  # succeeded | failed, once Snakemake has said which; stays None if it is stopped
+    goal: str = "published/UPLOADED.json"  # the file of the run that its last job makes
+    asked_to_stop: bool = False
+
+    def end(self, outcome: str) -> None:
+        """How it ended. Snakemake takes being asked to stop for a failure."""
+        self.outcome = None if self.asked_to_stop and outcome == "failed" else outcome
 
 
 current: Start | None = None
@@ -66,6 +74,8 @@ class JobTracker:
             return [self._event("finished", int(found.job_id), record)]
         if kind == "job_error":
             return [self._event("failed", int(found.jobid), record)]
+        if not kind and record.getMessage().startswith(STOPPING):
+            self.start.asked_to_stop = True
         if not kind and (words := SUBMITTED.match(record.getMessage())):
             self.slurm_jobs[int(words[1])] = words[2]
             return [self._event("submitted", int(words[1]), record)]
@@ -81,8 +91,3 @@ class JobTracker:
 def event_name(record: logging.LogRecord) -> str:
     """Of Snakemake's LogEvent, as "job_info"; "" for plain text."""
     return str(getattr(getattr(record, "event", None), "value", ""))
-
-
-def utc_now() -> str:
-    """Now in ISO 8601 with milliseconds; sorts as text."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -99,6 +99,16 @@ def count_states(ranking: pa.Table) -> dict[str, int]:
     return {"input": ranking.num_rows, **{state: counted.get(state, 0) for state in STATES}}
 
 
+def tally(states: pa.ChunkedArray, seconds: pa.ChunkedArray) -> dict[str, dict[str, float]]:
+    """`clips` and `audio_seconds` by state; what has no length counts as none."""
+    table = pa.table({"state": states, "seconds": pc.fill_null(seconds.cast(pa.float64()), 0.0)})
+    rows = table.group_by("state").aggregate([("seconds", "count"), ("seconds", "sum")]).sort_by("state").to_pylist()
+    return {
+        "clips": {row["state"]: row["seconds_count"] for row in rows},
+        "audio_seconds": {row["state"]: round(row["seconds_sum"], 3) for row in rows},
+    }
+
+
 def check_balance(counts: Mapping[str, int], where: str = "the run") -> None:
     """Check input = accepted + rejected + errored + duplicate.
 

@@ -74,6 +74,11 @@ def merged_config(pairs: Sequence[str], files: Sequence[Path] = ()) -> dict[str,
     return validate_config(config, folder)
 
 
+def plan_config(plan: Plan) -> dict[str, Any]:
+    """The complete configuration that a plan starts a run with."""
+    return merged_config(plan.config, _config_files(plan.options, Path(plan.directory)))
+
+
 def start(plan: Plan, background: bool = False) -> int:
     """Begin a run, or go on with one that ended; returns the exit status.
 

@@ -7,7 +7,8 @@ What it looks at: the process, squeue (by the run's job names) and the files of 
 - Snakemake waiting while Slurm has no job of the run, and nothing runs here, has forgotten jobs: killed, started again;
 - a Snakemake that was killed is started again, once no job of it can write any more;
 - where the file system was full, it waits for space and starts Snakemake again;
-- batches that failed for good are left out, so that there is a report of all others that names them.
+- batches that failed for good are left out, so that there is a report of all others that names them;
+- people are told of what they should know (monitor/watch.py).
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from pathlib import Path
 from speechmill import owner, slurm
 from speechmill.attempts import read_attempts
 from speechmill.errors import SpeechmillError
+from speechmill.joblog import utc_now
 from speechmill.manifest import read_batches
-from speechmill.monitor.events import utc_now
+from speechmill.monitor.watch import watch_run
 
 LOG = Path("logs") / "run.log"
 NO_SPACE = (b"No space left on device", b"Disk quota exceeded")
@@ -79,6 +81,19 @@ class Supervisor:
         signal.signal(signal.SIGTERM, lambda *_: self.stop("drain"))
         signal.signal(signal.SIGINT, lambda *_: self.stop("cancel"))
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal ends nothing
+        from speechmill.runs import plan_config
+
+        alerts = watch_run(self.run_dir, lambda: plan_config(self.plan), self.say)
+        status = 1
+        try:
+            status = self.work()
+            return status
+        finally:
+            if alerts:
+                alerts.stop("stopped" if self.asked_to else "failed" if status else "finished")
+
+    def work(self) -> int:
+        """Start Snakemake, as often as it helps; the exit status."""
         restarts = 0
         while True:
             before = self.progress()

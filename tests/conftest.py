@@ -1,5 +1,6 @@
 """For all tests: how hypothesis draws, how long a session may take, and one finished run to compare with."""
 
+import os
 import time
 
 import hypothesis
@@ -14,6 +15,11 @@ hypothesis.settings.register_profile(
     "speechmill", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("speechmill")
+
+# What is configured on this machine is for runs of people.
+os.environ["SPEECHMILL_ALERTS"] = ""
+for name in ("SPEECHMILL_PANOPTES", "SPEECHMILL_PANOPTES_HEADER"):
+    os.environ.pop(name, None)
 
 BEGIN = time.monotonic()
 

@@ -21,6 +21,7 @@ from speechmill.engine import Engine, Window, batches_at_once
 from speechmill.enhance.processor import Clip, Enhanced, Loaded, Outcome, Processor
 from speechmill.errors import ClipError, ClipRejection
 from speechmill.files import sha256_file, sha256_json
+from speechmill.joblog import Problems
 from speechmill.manifest import identify, plan_of, read_batch
 from speechmill.memory import device_kind, first_budget
 from speechmill.metrics import ENHANCE_METRICS
@@ -66,6 +67,7 @@ def enhance_batch(
     key = _key(batch_json, config, found, device)
     counts = {"passed": 0, "rejected": 0, "errored": 0}
     passed_over: Counter[str] = Counter()
+    problems = Problems()
     with (
         Parts(enhanced, both, key, plan.rows) as parts,
         ThreadPoolExecutor(threads) as pool,
@@ -84,6 +86,8 @@ def enhance_batch(
 
         def finish(window: Window[Loaded, Outcome]) -> None:
             rows = [_row(item, result, schema, revision) for item, result in window.pairs()]
+            for row in rows:
+                _note(row["ledger"], problems)
             put(rows)
             parts.add(rows)
 
@@ -170,6 +174,19 @@ def _ledger_row(row: dict[str, Any], decoded: Decoded | None, outcome: Outcome) 
             message=outcome.message,
         )
     return entry
+
+
+def _note(entry: Mapping[str, Any], problems: Problems) -> None:
+    """An errored clip goes to the log of the job too, with its file."""
+    if entry["state"] == "errored":
+        place = entry["source_member"] if entry["source_member"] is not None else entry["source_row"]
+        file = entry["source_file"] or entry["source_id"] or entry["source"]
+        problems.add(
+            entry["message"],
+            clip=entry["id"],
+            file=file if place is None else f"{file}, {place}",
+            error_class=entry["error_class"],
+        )
 
 
 def _shard_row(

@@ -23,6 +23,7 @@ from speechmill.config import result_settings
 from speechmill.engine import Engine, Window, batches_at_once, pad
 from speechmill.errors import ClipError
 from speechmill.files import sha256_json
+from speechmill.joblog import Problems
 from speechmill.memory import device_kind, first_budget
 from speechmill.metrics import ClipBatch
 from speechmill.parallel import Behind, bounded_map
@@ -87,6 +88,7 @@ def score_batch(
         return [{name: float(column[i]) for name, column in values.items()} for i in range(len(items))]
 
     counts = {"scored": 0, "errored": 0}
+    problems = Problems()
     names = ["id", "audio", *DESCRIPTIVE, *carried]
     rows = shard.metadata.num_rows
     key = _key(enhanced, config, models, schema.names, device)
@@ -105,6 +107,9 @@ def score_batch(
 
         def finish(window: Window[Loaded, dict[str, float]]) -> None:
             rows = [_row(values, result, schema.names) for (values, _), result in window.pairs()]
+            for row in rows:
+                if row["error_class"]:
+                    problems.add(row["message"], clip=row["id"], file=enhanced, error_class=row["error_class"])
             put(rows)
             parts.add(rows)
 

@@ -16,6 +16,7 @@ import pytest
 from speechmill import slurm
 from speechmill.attempts import read_attempts
 
+from ..panoptes import Panoptes
 from ..runs import ROOT, Finished, Run, make_corpus, wait_for
 from . import cluster
 
@@ -39,15 +40,17 @@ class SlurmRun(Run):
     """A run under `speechmill run`, with waits that fit tests: polls of 2 s instead of 15 to 180."""
 
     process: subprocess.Popen[bytes]
+    panoptes: str | None = None
 
     @property
     def prefix(self) -> str:
         return slurm.run_prefix("demo", self.results)
 
     def environment(self) -> dict[str, str]:
-        """Account and partitions come from the environment, as on a user's cluster."""
+        """Account and partitions come from the environment, as on a user's cluster; and where Panoptes is."""
         names = {"ACCOUNT": cluster.ACCOUNT, "CPU_PARTITION": "cpu", "GPU_PARTITION": "gpu"}
-        return super().environment() | {f"SPEECHMILL_SLURM_{key}": value for key, value in names.items()}
+        slurm_names = {f"SPEECHMILL_SLURM_{key}": value for key, value in names.items()}
+        return super().environment() | slurm_names | ({"SPEECHMILL_PANOPTES": self.panoptes} if self.panoptes else {})
 
     def options(self, *more: str) -> list[str]:
         return [
@@ -196,9 +199,17 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> SlurmRun:
 
 
 @pytest.fixture(scope="session")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> SlurmRun:
+def panoptes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Panoptes]:
+    server = Panoptes(tmp_path_factory.mktemp("panoptes"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def ended(tmp_path_factory: pytest.TempPathFactory, panoptes: Panoptes) -> SlurmRun:
     """From nothing to the sentinel, by `snakemake --profile profiles/slurm` alone; not to be changed: copy it."""
     run = SlurmRun(tmp_path_factory.mktemp("profile") / "run", device="cpu", cluster=CLUSTER)
+    run.panoptes = panoptes.address
     make_corpus(run.directory / "corpus")
     run.first = run.plain()
     return run

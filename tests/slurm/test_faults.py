@@ -84,7 +84,10 @@ def test_out_of_memory_succeeds_with_more(run, finished):
     rows = [row for row in run.accounted() if row.work == "enhance clips-00000"]
     assert [row.state for row in rows] == ["FAILED", "COMPLETED"]  # OUT_OF_MEMORY where cgroups set the limit
     assert [f"mem={700 * n}M" in row.tres.split(",") for n, row in enumerate(rows, 1)] == [True, True]
-    assert "exceeded memory limit" in output
+    failed = next(line for line in run.attempts("failed") if line["batch"] == "clips-00000")
+    assert "exceeded memory limit" in failed["reason"]
+    assert failed["log"] == failed["slurm_log"]
+    assert f"failed (attempt 1, Slurm job {rows[0].id}, node {rows[0].node}): {failed['reason']}" in output
     settled(run, finished)
 
 
@@ -280,7 +283,12 @@ def test_a_batch_that_always_fails_is_reported_and_nothing_published(run, finish
     assert summary["errored_by"]["batch_failed"] == 4
     assert sum(summary["clips"].values()) == 2 * summary["clips"]["input"] == 20
     assert "1 of 3 batches failed" in (run.results / "report" / "report.html").read_text()
-    assert "failed: enhance clips-00001, attempt 2" in run.speechmill("status", "results/demo").stdout
+    failed = run.attempts("failed")[-1]
+    told = f"enhance clips-00001 failed (attempt 2, the last, Slurm job {failed['slurm_job']}, node {failed['node']}): "
+    assert "clips-00001.parquet" in failed["reason"]
+    assert told + failed["reason"] in run.speechmill("status", "results/demo").stdout
+    assert told + failed["reason"] in output  # the summary at the end, with the lines of the job's log
+    assert f"  {failed['log']}:\n    " + "\n    ".join(failed["lines"]) in output
 
     table.write_bytes(whole)
     run.speechmill_popen("resume", "results/demo")

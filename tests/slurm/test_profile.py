@@ -6,7 +6,10 @@ from pathlib import Path
 
 import yaml
 
+from speechmill.joblog import read
+
 from ..runs import RESULTS, ROOT
+from . import cluster
 
 
 def test_the_published_bytes_are_those_of_a_local_run(ended, finished):
@@ -35,12 +38,11 @@ def test_workers_ran_at_the_same_time_on_several_nodes_each_with_a_gpu_of_its_ow
     assert max(row.start for row in workers) < min(row.end for row in workers)
     held = defaultdict(set)
     for row in workers:
-        log = (ended.results / "logs" / "batches" / f"{row.work.split(' ')[1]}.log").read_text()
-        gpus = re.search(rf"node (\S+), Slurm job {row.id}, GPU (\S+),", log)
-        assert gpus
-        assert gpus[1] == row.node
-        assert gpus[2] in ("0", "1")  # one, not "0,1"
-        held[row.node].add(gpus[2])
+        log = read(ended.results / "logs" / "batches" / f"{row.work.split(' ')[1]}.log")
+        (begin,) = (line for line in log if line.get("event") == "begin" and line["slurm_job"] == row.id)
+        assert begin["node"] == row.node
+        assert begin["gpus"] in ("0", "1")  # one, not "0,1"
+        held[row.node].add(begin["gpus"])
     assert sum(map(len, held.values())) == len(workers)
     assert not any(
         "gres/gpu" in row.tres for row in ended.accounted() if row.work.split(" ")[0] in ("source", "publish")
@@ -67,6 +69,30 @@ def test_a_finished_run_leaves_one_log_per_batch_and_an_efficiency_report(ended)
     assert sorted(p.name for p in logs.rglob("clips-*.log")) == [f"clips-0000{n}.log" for n in range(3)]
     assert list(logs.glob("efficiency_report_*.csv"))
     assert not (ended.results / "owner.json").exists()
+
+
+def test_panoptes_shows_the_run_once_with_its_slurm_jobs(ended, panoptes):
+    (found,) = panoptes.workflows()  # jobs tell nothing: only Snakemake itself
+    assert (found["status"], found["jobs_done"]) == ("Done", found["jobs_total"])
+    jobs = panoptes.jobs(found["id"]).values()
+    assert {job["status"] for job in jobs} == {"Done"}
+    logs = [str(job["log"]) for job in jobs if job["name"] == "enhance"]
+    for row in ended.accounted():
+        if row.work.startswith("enhance"):
+            assert len([log for log in logs if f"Slurm job {row.id}" in log]) == 1
+
+
+def test_the_account_has_what_each_job_asked_for_and_used(ended):
+    asked = {line["slurm_job"]: line["asked"] for line in ended.attempts() if line["slurm_job"]}
+    for line in ended.attempts("finished"):
+        if line["stage"] in ("enhance", "score"):
+            assert asked[line["slurm_job"]]["mem_mb"] == 2000
+            assert asked[line["slurm_job"]]["gpu"] == 1
+            assert line["node"] in cluster.NODES
+            assert line["gpus"] in ("0", "1")
+            assert line["device"] == "CPU"  # as configured
+            assert 50 < line["peak_mb"] < 4000
+            assert sum(line["clips"].values()) > 0
 
 
 def test_neither_profile_nor_rules_use_what_breaks_runs():

@@ -1,19 +1,22 @@
-"""Jobs: what they print goes to their log, and an error is one message; the summary on the terminal."""
+"""Jobs: what they print goes to their log as JSON lines, and an error is one message; the summary on the terminal."""
 
+import json
 import subprocess
 import sys
 
 from speechmill.cli import main
 from speechmill.files import write_json
 from speechmill.job import remove_empty_logs, stage_timing
+from speechmill.joblog import read
 
 JOB = """
 import os, sys, types
 from speechmill.job import logged
 from speechmill.errors import ConfigError
-with logged(types.SimpleNamespace(log=[sys.argv[1]], rule='test')):
+with logged(types.SimpleNamespace(log=[sys.argv[1]], rule='test')) as tell:
     print("from python")
     os.system("echo from a child")
+    tell(clips={{"passed": 2}})
     {action}
 print("after")
 """
@@ -22,23 +25,30 @@ print("after")
 def job(tmp_path, action):
     log = tmp_path / "logs" / "a.log"
     done = subprocess.run([sys.executable, "-c", JOB.format(action=action), str(log)], capture_output=True, text=True)
-    return done, log.read_text()
+    return done, read(log)
 
 
 def test_output_goes_to_the_log_and_the_terminal_is_given_back(tmp_path):
     done, log = job(tmp_path, "pass")
     assert done.returncode == 0
     assert done.stdout == "after\n"
-    assert "from python" in log
-    assert "from a child" in log
+    assert [(line["level"], line["text"]) for line in log[1:3]] == [("info", "from python"), ("output", "from a child")]
+    begin, end = log[0], log[-1]
+    assert (begin["event"], begin["stage"]) == ("begin", "test")
+    assert begin["node"]
+    assert (end["event"], end["status"], end["clips"]) == ("end", "done", {"passed": 2})
+    assert 0 < end["cpu_seconds"] < 60
+    assert 5 < end["peak_mb"] < 5000
 
 
 def test_our_errors_are_one_message_on_the_terminal_and_in_the_log(tmp_path):
     done, log = job(tmp_path, "raise ConfigError('the key is wrong')")
     assert done.returncode == 1
     assert done.stderr == "speechmill: the key is wrong\n"
-    assert "error: the key is wrong" in log
-    assert "Traceback" not in log
+    (error,) = (line for line in log if line["level"] == "error")
+    assert (error["text"], error["error_class"]) == ("the key is wrong", "ConfigError")
+    assert "traceback" not in error
+    assert log[-1]["status"] == "failed"
 
 
 def test_a_bug_leaves_its_traceback_in_the_log_and_one_line_on_the_terminal(tmp_path):
@@ -46,7 +56,9 @@ def test_a_bug_leaves_its_traceback_in_the_log_and_one_line_on_the_terminal(tmp_
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     assert "a.log" in done.stderr
-    assert "Traceback" in log
+    (error,) = (line for line in log if line["level"] == "error")
+    assert error["text"] == "ZeroDivisionError: division by zero"
+    assert error["traceback"].startswith("Traceback")
     assert "Traceback" not in done.stderr
 
 
@@ -75,14 +87,19 @@ def test_one_log_tells_the_story_of_a_batch(tmp_path):
     remove_empty_logs(tmp_path / "logs")
     (story,) = (tmp_path / "logs").rglob("*.log")
     assert story == tmp_path / "logs" / "batches" / "clips-00000.log"
-    headings = [line.split(",")[0] for line in story.read_text().splitlines() if line.startswith("==")]
-    assert headings == ["== enhance", "== enhance", "== score", "== rank"]
-    assert story.read_text().count("done in") == 3
+    lines = [json.loads(line) for line in story.read_text().splitlines()]  # every line is an object
+    events = [(line["event"], line["stage"], line.get("status")) for line in lines if "event" in line]
+    stages = (("enhance", "failed"), ("enhance", "done"), ("score", "done"), ("rank", "done"))
+    assert events == [event for name, how in stages for event in (("begin", name, None), ("end", name, how))]
 
 
 def test_timing_is_that_of_each_batchs_last_success(tmp_path):
-    (tmp_path / "a.log").write_text("enhance done in 1.500 s, 9 MB at most\nenhance done in 2.250 s, 9 MB at most\n")
-    (tmp_path / "b.log").write_text("enhance done in 3.000 s, 9 MB at most\nscore done in 0.500 s, 9 MB at most\n")
+    def end(stage, seconds, status="done"):
+        line = {"text": "", "event": "end", "stage": stage, "status": status, "seconds": seconds}
+        return json.dumps(line) + "\n"
+
+    (tmp_path / "a.log").write_text(end("enhance", 1.5) + end("enhance", 2.25) + end("enhance", 9, "failed"))
+    (tmp_path / "b.log").write_text(end("enhance", 3) + "a word of some library\n" + end("score", 0.5))
     assert stage_timing(tmp_path) == {
         "enhance": {"jobs": 2, "seconds": 5.25},
         "score": {"jobs": 1, "seconds": 0.5},
