@@ -96,7 +96,8 @@ def begin_run():
     if owner.SUPERVISOR not in os.environ:  # speechmill run watches by itself
         watches.append(watch_run(Path(run_file("")), lambda: config, logger.warning))
     goal = "report/summary.json" if config["publish"]["kind"] == "none" else "published/UPLOADED.json"
-    events.current = events.Start(Path(run_file("")), config["dataset"], retries, goal=goal)
+    withholds = bool(config["without_batches"]) and config["failed_batches"] == "withhold"
+    events.current = events.Start(Path(run_file("")), config["dataset"], retries, goal=goal, withholds=withholds)
     accounts.append(AttemptLog(events.current))
     logger.addHandler(accounts[0])
 

@@ -6,8 +6,8 @@ whole run), `attempt`, on Slurm `slurm_job`, of a fetch its `file`. Events are
     began, ended        of Snakemake itself (stage `run`): versions and host; `outcome` succeeded | failed | stopped
     submitted           with what the job asked for (`asked`: threads, mem_mb, runtime, gpu)
     finished, failed    with what its log tells: node, device, when it began, what it used, clips and seconds of audio by
-                        state; of a failure why (`reason`, `error_class`), the `log` with its last `lines`, and `given_up`
-                        where there is no further attempt
+                        state (`resumed`: how many of them earlier attempts had done); of a failure why (`reason`,
+                        `error_class`), the `log` with its last `lines`, and `given_up` where there is no further attempt
 
 It is the record of a run: lines of a dead Snakemake stay true, and a line that was cut short is left out. No data base,
 because results are on network file systems, where SQLite's locks do not hold.
@@ -19,16 +19,18 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import speechmill
 from speechmill import joblog
 from speechmill.events import JobEvent, JobTracker, Start
 from speechmill.job import file_away
-from speechmill.joblog import utc_now
 from speechmill.text import plain
+from speechmill.times import utc_now
 
 FILE = Path("logs") / "attempts.jsonl"
 ASKED = ("mem_mb", "runtime", "gpu")
@@ -39,7 +41,7 @@ OF_SLURM = ("slurmstepd", "srun: error:")  # lines that say why a job ended; the
 
 
 class AttemptLog(logging.Handler):
-    """Listens to Snakemake's logger. A full disk costs lines of this log, never the run."""
+    """Listens to Snakemake's logger. Whatever goes wrong here costs lines of this log, never the run."""
 
     def __init__(self, start: Start):
         super().__init__(logging.INFO)
@@ -48,52 +50,37 @@ class AttemptLog(logging.Handler):
         self.tracker = JobTracker(start)
         self.logs: dict[int, Path] = {}
         self.asked: dict[int, dict[str, Any]] = {}
-        self.said = False  # that it cannot be written
         self.described: dict[int, str] = {}  # when its attempt began, here
-        try:
-            self._take_over()
-        except OSError as error:
-            self._cannot_write(error)
-        versions = {name: metadata.version(name) for name in ("speechmill", "snakemake")}
-        self._run("began", host=os.uname().nodename, process=os.getpid(), goal=start.goal, versions=versions)
-
-    def _take_over(self) -> None:
-        """Note how jobs ended that an earlier Snakemake started, and died before: their logs say so."""
-        open_jobs: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for line in read_attempts(self.start.run_dir):
-            key = (line["start"], line["stage"], line["batch"], line.get("file"), line["attempt"])
-            if line["event"] == "submitted":
-                open_jobs[key] = line
-            else:
-                open_jobs.pop(key, None)
-        for line in open_jobs.values():
-            work = line["batch"] or line.get("file")
-            log = self.start.run_dir / "logs" / (f"{line['stage']}/{work}.log" if work else f"{line['stage']}.log")
-            begin, end = attempt_of(log, line["stage"], line["slurm_job"], line["time"])[1:]
-            if end.get("status") == "done":
-                about = {"time": end["time"], "event": "finished"} | _about(begin, end)
-                self._write({name: value for name, value in line.items() if name != "asked"} | about)
+        self.said: set[str] = set()
+        self._carefully(self._begin)
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
+        def note() -> None:
             for event in self.tracker.read(record):
                 self._note(event)
-        except OSError as error:
-            self._cannot_write(error)
-        except Exception:
-            self.handleError(record)
+
+        self._carefully(note)
 
     def end(self) -> None:
         """Snakemake ends; what failed for good is summed up on the terminal."""
-        self._run("ended", outcome=self.start.outcome or "stopped")
+        self._carefully(self._end)
+
+    def _begin(self) -> None:
+        for line in ended_meanwhile(self.start.run_dir):
+            self._write(line)
+        versions = {"speechmill": speechmill.__version__, "snakemake": metadata.version("snakemake")}
+        about = {"goal": self.start.goal, "withholds": self.start.withholds, "versions": versions}
+        self._write(self._line("began", "run") | {"host": os.uname().nodename, "process": os.getpid()} | about)
+
+    def _end(self) -> None:
+        self._write(self._line("ended", "run") | {"outcome": self.start.outcome or "stopped"})
         failed = [line for line in given_up(read_attempts(self.start.run_dir)) if line["start"] == self.start.time]
         if failed and self.start.outcome == "failed":
-            print(f"speechmill: {len(failed)} jobs failed for good", file=sys.stderr)
+            say(f"speechmill: {len(failed)} jobs failed for good")
             for line in failed[:SUMMED_UP]:
-                print("-", failure_text(line), file=sys.stderr)
+                say(f"- {failure_text(line)}")
             if len(failed) > SUMMED_UP:
-                print(f"- and {len(failed) - SUMMED_UP} more: speechmill status {self.start.run_dir}", file=sys.stderr)
-            sys.stderr.flush()
+                say(f"- and {len(failed) - SUMMED_UP} more: speechmill status {self.start.run_dir}")
 
     def _note(self, event: JobEvent) -> None:
         found: Any = event.record
@@ -108,37 +95,24 @@ class AttemptLog(logging.Handler):
             about = {"asked": self.asked.get(event.job)}
         elif event.job in self.logs:
             about = how_it_went(self.logs[event.job], event, self.described[event.job])
-        line = self._line(event.kind, event.stage, event.wildcards, event.attempt, event.slurm_job) | about
+        line = self._line(event.kind, event.stage, event) | about
         if event.given_up:
             line["given_up"] = True
         self._write(line)
         if event.kind == "failed":
-            print("speechmill:", failure_text(line, quote=False), file=sys.stderr, flush=True)
+            say(f"speechmill: {failure_text(line, quote=False)}")
 
-    def _run(self, event: str, **about: Any) -> None:
-        try:
-            self._write(self._line(event, "run", {}, 1, None) | about)
-        except OSError as error:
-            self._cannot_write(error)
-
-    def _cannot_write(self, error: OSError) -> None:
-        if not self.said:
-            print(f"speechmill: the account of the run has gaps: {self.path}: {error}", file=sys.stderr, flush=True)
-        self.said = True
-
-    def _line(
-        self, event: str, stage: str, wildcards: Mapping[str, str], attempt: int, slurm_job: str | None
-    ) -> dict[str, Any]:
+    def _line(self, event: str, stage: str, job: JobEvent | None = None) -> dict[str, Any]:
         line: dict[str, Any] = {
             "time": utc_now(),
             "start": self.start.time,
             "event": event,
             "stage": stage,
-            "batch": wildcards.get("batch"),
-            "attempt": attempt,
-            "slurm_job": slurm_job,
+            "batch": job.wildcards.get("batch") if job else None,
+            "attempt": job.attempt if job else 1,
+            "slurm_job": job.slurm_job if job else None,
         }
-        return line | ({"file": wildcards["file"]} if "file" in wildcards else {})
+        return line | ({"file": job.wildcards["file"]} if job and "file" in job.wildcards else {})
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,21 +125,129 @@ class AttemptLog(logging.Handler):
         finally:
             os.close(descriptor)
 
+    def _carefully(self, work: Any) -> None:
+        try:
+            work()
+        except Exception as error:
+            words = f"speechmill: the account of the run has gaps: {self.path}: {type(error).__name__}: {error}"
+            if words not in self.said:
+                self.said.add(words)
+                say(words)
+
+
+def say(text: str) -> None:
+    """To the terminal, where there still is one."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def read_attempts(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """Events in the order they happened; a line that is damaged, or cut short by a crash, is left out."""
+    path = run_dir / FILE
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        for text in file:
+            with suppress(ValueError):
+                line = json.loads(text)
+                if isinstance(line, dict) and all(isinstance(line.get(n), str) for n in ("time", "event", "stage")):
+                    yield {"start": "", "batch": None, "attempt": 1, "slurm_job": None} | line
+
+
+def jobs(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every attempt of every job, in the order of their submission.
+
+    `status` is submitted, finished, failed, or lost: Snakemake died before it saw the end. `seconds` are those of the
+    job itself; from `submitted` to `began` it waited, mostly in Slurm's queue.
+    """
+    found: list[dict[str, Any]] = []
+    open_jobs: dict[tuple[Any, ...], dict[str, Any]] = {}
+    starts: dict[str, None] = {}  # in the order in which they appear: a later line may be about an earlier start
+    for line in lines:
+        starts[line["start"]] = None
+        if line["stage"] == "run":
+            continue
+        key = (line["start"], line["stage"], line["batch"], line.get("file"), line["attempt"])
+        if line["event"] == "submitted" or key not in open_jobs:
+            about = {name: line.get(name) for name in ("start", "stage", "batch", "file", "attempt")}
+            open_jobs[key] = about | {"status": "submitted", "submitted": line["time"], "ended": None}
+            found.append(open_jobs[key])
+        job = open_jobs[key]
+        job.update({name: value for name, value in line.items() if name not in {*job, "event", "time", "lines"}})
+        job["slurm_job"] = line["slurm_job"] or job.get("slurm_job")
+        if line["event"] in ("finished", "failed"):
+            job.update(status=line["event"], ended=line["time"])
+    last = next(reversed(starts), None)
+    for job in found:
+        if job["status"] == "submitted" and job["start"] != last:
+            job["status"] = "lost"
+    return found
+
+
+def given_up(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The last failure of every piece of work that has failed for good, and has not been finished since."""
+    last = {(line["stage"], line["batch"], line.get("file")): line for line in lines if line["stage"] != "run"}
+    return [line for line in last.values() if line.get("given_up")]
+
+
+def ended_meanwhile(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """Lines about jobs that ended well after their Snakemake had died, as their logs tell; to be written by the next."""
+    for job in jobs(read_attempts(run_dir)):
+        if job["status"] != "submitted":  # those of the last start
+            continue
+        work = job["batch"] or job["file"]
+        log = run_dir / "logs" / (f"{job['stage']}/{work}.log" if work else f"{job['stage']}.log")
+        lines = attempt_of(log, job["stage"], job["slurm_job"], job["submitted"])
+        end = joblog.of_attempt(lines, "end")
+        if end.get("status") == "done":
+            names = ("start", "stage", "batch", "attempt", "slurm_job", *(("file",) if job["file"] else ()))
+            line = {"time": end["time"], "event": "finished"} | {name: job[name] for name in names}
+            yield line | _about(lines)
+
 
 def how_it_went(log: Path, event: JobEvent, since: str) -> dict[str, Any]:
     """What the log of a job tells of this attempt; of one that failed also why, with the lines that say it."""
-    lines, begin, end = attempt_of(log, event.stage, event.slurm_job, since)
-    about = _about(begin, end)
-    if event.kind != "failed":
-        return about
-    slurm_log = next((Path(str(each)) for each in reversed(_texts(event.record)) if "slurm_logs" in str(each)), None)
+    try:
+        lines = attempt_of(log, event.stage, event.slurm_job, since)
+        return _about(lines) | (_why(log, lines, event) if event.kind == "failed" else {})
+    except OSError as error:  # the event itself must not be lost with it
+        return {"reason": f"its log cannot be read: {error}", "log": str(log)} if event.kind == "failed" else {}
+
+
+def attempt_of(log: Path, stage: str, slurm_job: str | None, since: str) -> list[dict[str, Any]]:
+    """The lines of the attempt that was submitted at `since`; none where its log does not have it.
+
+    One that never began, or whose log is not to be seen from here yet, is not told by its predecessor's.
+    """
+    lines = joblog.last_attempt(log, stage)
+    begin = joblog.of_attempt(lines, "begin")
+    is_another = begin.get("slurm_job") != slurm_job if slurm_job else str(begin.get("time")) < since
+    return [] if is_another else lines
+
+
+def _about(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    lines = list(lines)
+    begin, end = joblog.of_attempt(lines, "begin"), joblog.of_attempt(lines, "end")
+    about = {"node": begin.get("node"), "gpus": begin.get("gpus"), "began": begin.get("time")}
+    about |= {name: end[name] for name in TOLD if name in end}
+    resumed = sum(line["resumed"] for line in lines if "resumed" in line)
+    return about | ({"resumed": resumed} if resumed else {})
+
+
+def _why(log: Path, lines: list[dict[str, Any]], event: JobEvent) -> dict[str, Any]:
+    told: Any = event.record
+    slurm_log = next((Path(str(each)) for each in reversed(told.log or ()) if "slurm_logs" in str(each)), None)
     of_slurm = [plain(line["text"]) for line in (joblog.read(slurm_log, 20_000) if slurm_log else [])]
     errors = [line for line in lines if line.get("level") == "error"]
+    end = joblog.of_attempt(lines, "end")
     if lines and not end:  # killed: nobody else files this log away, and the next attempt removes it
-        file_away(log, failed=True)
+        with suppress(OSError):
+            file_away(log, failed=True)
     source: Path | None = joblog.story_of(log) or log
     if errors:
         reason = plain(errors[-1]["text"])
+    elif end.get("status") == "done":
+        reason = "it ended well, but Snakemake does not see all of its files: see its output"
     elif said := next((line for start in OF_SLURM for line in of_slurm if line.startswith(start)), None):
         reason, source = said, slurm_log  # the first: the others follow from it
     elif lines:
@@ -173,31 +255,13 @@ def how_it_went(log: Path, event: JobEvent, since: str) -> dict[str, Any]:
     else:
         reason, source = "it never began", slurm_log
     quoted = [joblog.human(line) for line in lines if line.get("event") != "end"] or of_slurm
-    return about | {
+    return {
         "reason": reason,
         "error_class": errors[-1].get("error_class") if errors else None,
         "log": str(source) if source else None,
         "slurm_log": str(slurm_log) if slurm_log else None,
         "lines": [plain(part, 300) for text in quoted[-LINES:] for part in text.splitlines()][-LINES:],
     }
-
-
-def attempt_of(
-    log: Path, stage: str, slurm_job: str | None, since: str
-) -> tuple[list[dict[str, Any]], Mapping[str, Any], Mapping[str, Any]]:
-    """The lines of the attempt that was submitted at `since`, its `begin` and its `end`; empty where they are not there.
-
-    One that never began, or whose log is not to be seen from here yet, is not told by its predecessor's.
-    """
-    lines = joblog.last_attempt(log, stage)
-    begin = joblog.of_attempt(lines, "begin")
-    is_another = begin.get("slurm_job") != slurm_job if slurm_job else str(begin.get("time")) < since
-    return ([], {}, {}) if is_another else (lines, begin, joblog.of_attempt(lines, "end"))
-
-
-def _about(begin: Mapping[str, Any], end: Mapping[str, Any]) -> dict[str, Any]:
-    about = {"node": begin.get("node"), "gpus": begin.get("gpus"), "began": begin.get("time")}
-    return about | {name: end[name] for name in TOLD if name in end}
 
 
 def failure_text(line: Mapping[str, Any], quote: bool = True) -> str:
@@ -213,31 +277,8 @@ def failure_text(line: Mapping[str, Any], quote: bool = True) -> str:
     return text + (f"\n  {line['log']}:" if line.get("log") else "") + quoted
 
 
-def read_attempts(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """Events in the order they happened; a line cut short by a crash is left out."""
-    path = run_dir / FILE
-    if not path.exists():
-        return
-    with open(path, "rb") as file:
-        for line in file:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue
-
-
-def given_up(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The last failure of every piece of work that has failed for good, and has not been finished since."""
-    last = {(line["stage"], line["batch"], line.get("file")): line for line in lines if line["stage"] != "run"}
-    return [line for line in last.values() if line.get("given_up")]
-
-
 def _asked(resources: Any) -> dict[str, Any]:
     """Of a job's resources, what its node must give; whatever is not known yet is left out."""
     names = list(getattr(resources, "_names", {}) or {})
     values = {name: getattr(resources, name, None) for name in ASKED if name in names}
     return {name: value for name, value in values.items() if isinstance(value, int | float | str)}
-
-
-def _texts(record: logging.LogRecord) -> Sequence[Any]:
-    return list(getattr(record, "log", None) or ())

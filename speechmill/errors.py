@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+NO_SPACE = ("No space left on device", "Disk quota exceeded")  # what the system says where there is no room on disk
+
 
 class SpeechmillError(Exception):
     """A problem that stops a job or a run. The message is for a person and is complete in itself."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from speechmill.joblog import utc_now
+from speechmill.times import utc_now
 
 SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+) ")
 STOPPING = ("Will exit after finishing currently running jobs", "Terminating processes on user request")
@@ -25,6 +25,7 @@ class Start:
     time: str = field(default_factory=utc_now)
     outcome: str | None = None  # succeeded | failed, once Snakemake has said which; stays None if it is stopped
     goal: str = "published/UPLOADED.json"  # the file of the run that its last job makes
+    withholds: bool = False  # jobs failed for good: it reports the others, and publishes nothing
     asked_to_stop: bool = False
 
     def end(self, outcome: str) -> None:

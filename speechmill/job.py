@@ -28,6 +28,9 @@ def logged(job: Any) -> Iterator[Callable[..., None]]:
     """
     path = Path(job.log[0]) if job.log else Path(os.devnull)
     path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):
+        if not joblog.of_attempt(joblog.read(path, joblog.TAIL_BYTES), "end"):  # killed, and put back by Slurm
+            file_away(path, failed=True)
     told: dict[str, Any] = {}
     failed = True
     begin = time.monotonic()
@@ -82,9 +85,10 @@ def file_away(log: Path, failed: bool) -> None:
     story = joblog.story_of(log)
     if story is None:
         return
-    story.parent.mkdir(exist_ok=True)
-    with open(story, "ab") as file:
-        file.write(b"".join(joblog.encode(line) for line in joblog.read(log)))
+    if lines := joblog.read(log):
+        story.parent.mkdir(exist_ok=True)
+        with open(story, "ab") as file:
+            file.write(b"".join(joblog.encode(line) for line in lines))
     if not failed:
         os.truncate(log, 0)
         remove_empty_logs(log.parent.parent, log.name, but=log)
@@ -93,8 +97,9 @@ def file_away(log: Path, failed: bool) -> None:
 def remove_empty_logs(logs: Path, name: str = "*.log", but: Path | None = None) -> None:
     """Remove the empty logs of stages whose content is in the story of their batch."""
     for empty in logs.glob(f"*/{name}"):
-        if empty != but and empty.stat().st_size == 0:
-            empty.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # its job removes it, too
+            if empty != but and empty.stat().st_size == 0:
+                empty.unlink()
 
 
 def where_it_runs() -> dict[str, Any]:
@@ -118,7 +123,9 @@ def what_it_used(seconds: float) -> dict[str, float]:
     }
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        used["gpu_peak_mb"] = round(torch.cuda.max_memory_reserved() / 1e6, 1)
+        with suppress(RuntimeError):  # a lost GPU
+            peaks = [torch.cuda.max_memory_reserved(number) for number in range(torch.cuda.device_count())]
+            used["gpu_peak_mb"] = round(max(peaks) / 1e6, 1)
     return used
 
 
@@ -136,7 +143,8 @@ def stage_timing(logs: Path) -> dict[str, dict[str, float]]:
     """Stage -> number of batches and their wall-clock seconds in all, from the last success in each batch's log."""
     timing: dict[str, dict[str, float]] = {}
     for path in sorted(logs.glob("*.log")):
-        ends = (line for line in joblog.read(path) if line.get("event") == "end" and line.get("status") == "done")
+        data = b"\n".join(line for line in path.read_bytes().splitlines() if b'"end"' in line)
+        ends = (line for line in joblog.parse(data) if line.get("event") == "end" and line.get("status") == "done")
         last = {str(line["stage"]): float(line["seconds"]) for line in ends}
         for name, seconds in last.items():
             stage = timing.setdefault(name, {"jobs": 0, "seconds": 0.0})

@@ -14,18 +14,19 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from speechmill.text import plain
+from speechmill.times import utc_now
 
 LINE_LETTERS = 4000
-TAIL_BYTES = 256_000
+TAIL_BYTES = 2_000_000  # more than one attempt writes, but for what libraries print
 PROBLEMS = 1000  # about clips, in one log; the ledger has all
-BREAK = re.compile(r"[\r\n]+")
+PROGRESS_SECONDS = 60.0  # between two lines of a progress bar
 
 
 class LogStream(io.TextIOBase):
@@ -35,7 +36,8 @@ class LogStream(io.TextIOBase):
         super().__init__()
         self._descriptor = descriptor
         self._rests: dict[int, str] = {}  # of each thread: print writes a text and its line break one after the other
-        self._lock = threading.Lock()
+        self._shown = time.monotonic()  # of a progress bar
+        self._lock = threading.RLock()  # the garbage collector may print, too
 
     def writable(self) -> bool:
         return True
@@ -46,9 +48,16 @@ class LogStream(io.TextIOBase):
     def write(self, text: str) -> int:
         thread = threading.get_ident()
         with self._lock:
-            *lines, self._rests[thread] = BREAK.split(self._rests.get(thread, "") + text)
+            *lines, rest = (self._rests.get(thread, "") + text).split("\n")
+            if "\r" in rest:  # a progress bar, which overwrites itself
+                rest = as_shown(rest)
+                if time.monotonic() - self._shown > PROGRESS_SECONDS:
+                    self._shown = time.monotonic()
+                    lines.append(rest)
+                rest = f"\r{rest}"
+            self._rests[thread] = rest
         for line in lines:
-            self.record("info", line)
+            self.record("info", as_shown(line))
         return len(text)
 
     def end_line(self) -> None:
@@ -56,7 +65,7 @@ class LogStream(io.TextIOBase):
         with self._lock:
             rests, self._rests = list(self._rests.values()), {}
         for rest in rests:
-            self.record("info", rest)
+            self.record("info", as_shown(rest))
 
     def record(self, level: str, text: str, **about: Any) -> None:
         """Add a line; an empty text without anything else is none. A full disk costs lines, never the job."""
@@ -65,6 +74,11 @@ class LogStream(io.TextIOBase):
         line = {"time": utc_now(), "level": level, "text": text[:LINE_LETTERS], **about}
         with suppress(OSError):
             os.write(self._descriptor, encode(line))
+
+
+def as_shown(line: str) -> str:
+    """What a terminal would show of a line that goes back to its beginning."""
+    return next((part for part in reversed(line.split("\r")) if part), "")
 
 
 class Problems:
@@ -77,22 +91,22 @@ class Problems:
         """Note one, with what it is about: clip, file, error_class."""
         self.count += 1
         if self.count <= PROBLEMS:
-            problem(text, **about)
+            problem(plain(text), **about)
         elif self.count == PROBLEMS + 1:
             problem(f"more than {PROBLEMS} clips have problems: the ledger and the scores name all")
 
 
 def problem(text: str, **about: Any) -> None:
-    """Note a problem in the log of this job; outside of a job, on the terminal."""
+    """Note a problem, with what it is about, in the log of this job; outside of a job, on the terminal."""
+    note(text, "warning", **about)
+
+
+def note(text: str, level: str = "info", **about: Any) -> None:
+    """A line in the log of this job, with what programs want to know besides; outside of a job, on the terminal."""
     if isinstance(sys.stderr, LogStream):
-        sys.stderr.record("warning", text, **about)
+        sys.stderr.record(level, text, **about)
     else:
-        print(human({"level": "warning", "text": text, **about}), file=sys.stderr)
-
-
-def utc_now() -> str:
-    """Now in ISO 8601 with milliseconds; sorts as text."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+        print(human({"level": level, "text": text, **about}), file=sys.stderr, flush=True)
 
 
 def encode(line: Mapping[str, Any]) -> bytes:

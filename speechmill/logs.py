@@ -43,6 +43,5 @@ def lines_of(run_dir: Path, name: str | None = None, problems: bool = False, tai
 
 def _is_open(path: Path) -> bool:
     """Whether a stage's own log has what its batch's story does not have yet: it is at work, or was killed."""
-    if path.parent.name == "batches" or path.stat().st_size == 0:
-        return False
-    return not joblog.of_attempt(joblog.read(path), "end")
+    lines = [] if path.parent.name == "batches" else joblog.read(path)
+    return bool(lines) and not joblog.of_attempt(lines, "end")

@@ -1,7 +1,8 @@
 """Who runs a run: one Snakemake at a time, known by host, process and start of that process.
 
 Snakemake's own lock stays behind when it is killed, and says nothing of who held it. `{run}/owner.json` does: the
-Snakefile writes it when a run starts and removes it when it ends.
+Snakefile writes it when a run starts and removes it when it ends. `{run}/supervisor.json` is the same of the
+`speechmill run` that looks after it, between two starts of Snakemake, too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from speechmill.errors import SpeechmillError
 from speechmill.files import read_json, write_json
 
 FILE = "owner.json"
+SUPERVISED = "supervisor.json"
 SUPERVISOR = "SPEECHMILL_SUPERVISOR"  # process id of `speechmill run`, for the Snakemake that it starts
 
 
@@ -48,16 +50,22 @@ class Owner:
         return f"process {self.pid} on {self.host}, since {self.since}"
 
 
-def read_owner(run_dir: Path) -> Owner | None:
+def read_owner(run_dir: Path, name: str = FILE) -> Owner | None:
     """Who holds the run, dead or alive; None if it ended properly or was never started."""
     try:
-        return Owner(**read_json(run_dir / FILE))
+        return Owner(**read_json(run_dir / name))
     except FileNotFoundError:
         return None
     except (OSError, TypeError, ValueError) as error:
         raise SpeechmillError(
-            f"{run_dir / FILE} cannot be read ({error}); remove it if no Snakemake works on this run"
+            f"{run_dir / name} cannot be read ({error}); remove it if nothing works on this run"
         ) from error
+
+
+def is_supervised(run_dir: Path) -> bool:
+    """Whether a `speechmill run` looks after it now."""
+    supervisor = read_owner(run_dir, SUPERVISED)
+    return supervisor is not None and supervisor.is_alive
 
 
 def claim(run_dir: Path) -> None:
@@ -69,18 +77,23 @@ def claim(run_dir: Path) -> None:
     owner = read_owner(run_dir)
     if owner and owner.is_alive and owner.pid != os.getpid():
         raise SpeechmillError(f"{run_dir} is being worked on by {owner}. {_advice(owner, run_dir)}")
+    sign(run_dir / FILE)
+
+
+def sign(file: Path) -> None:
+    """Write who this process is."""
     supervisor = os.environ.get(SUPERVISOR)
     pid = os.getpid()
     since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     mine = Owner(os.uname().nodename, _boot(), pid, _ticks(pid), int(supervisor) if supervisor else None, since)
-    write_json(run_dir / FILE, asdict(mine))
+    write_json(file, asdict(mine))
 
 
-def release(run_dir: Path) -> None:
+def release(run_dir: Path, name: str = FILE) -> None:
     """Give the run free, if this process holds it."""
-    owner = read_owner(run_dir)
+    owner = read_owner(run_dir, name)
     if owner and owner.is_here and owner.pid == os.getpid():
-        (run_dir / FILE).unlink(missing_ok=True)
+        (run_dir / name).unlink(missing_ok=True)
 
 
 def _advice(owner: Owner, run_dir: Path) -> str:

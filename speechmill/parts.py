@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from speechmill.files import atomic_path, read_json, write_json
+from speechmill.joblog import note
 
 PART_SECONDS = 20.0  # of work, at least; a killed job loses the part that it was in, and the windows in work
 PART_BYTES = 256_000_000  # of audio, or little more: what a part holds in memory when it is read
@@ -72,7 +73,7 @@ class Parts:
             yield rows
         self._resumed = self.rows
         if self.rows:
-            print(f"{self.rows} clips were finished by an earlier attempt: it goes on after them", flush=True)
+            note(f"{self.rows} clips were finished by an earlier attempt: it goes on after them", resumed=self.rows)
         for path in self.folder.glob("*") if self.folder.exists() else ():
             if path.name not in good:
                 path.unlink(missing_ok=True)
@@ -133,6 +134,7 @@ class Parts:
                 {
                     "rows": self.rows,
                     "total": self._total,
+                    "resumed": self._resumed,
                     "rows_per_second": round(rate, 3),
                     "seconds_left": None if left is None else round(left),
                     "time": time.time(),

@@ -15,9 +15,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from speechmill.attempts import failure_text, read_attempts
-from speechmill.monitor.record import jobs, record
+from speechmill.attempts import failure_text, jobs, read_attempts
+from speechmill.monitor.record import record
 from speechmill.text import plain
+from speechmill.times import span
 
 WIDTH = 110  # where the output is no terminal
 STATES = {"finished": "green", "running": "cyan", "failed": "red", "interrupted": "red"}
@@ -39,7 +40,7 @@ def status_text(run_dir: Path) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def show(run_dir: Path, watch: bool = False, seconds: float = 2.0) -> None:
+def show(run_dir: Path, watch: bool = False, seconds: float = 5.0) -> None:
     """Print the table; with `watch` keep it up to date until the run is no longer at work."""
     console = Console()
     if not console.is_terminal:
@@ -63,7 +64,7 @@ def view(found: Mapping[str, Any]) -> RenderableType:
         parts.append(Text(f"  also at work: {', '.join(others)}"))
     for job in found["at_work"][:SHOWN_AT_WORK]:
         of = f" of {job['total']:,}" if job["total"] is not None else ""
-        left = f", {_duration(job['seconds_left'])} left" if job["seconds_left"] is not None else ""
+        left = f", {span(job['seconds_left'])} left" if job["seconds_left"] is not None else ""
         parts.append(
             Text(
                 f"  {job['stage']} {job['batch']}: {job['rows']:,}{of} clips, {job['rows_per_second']:.1f} clips/s{left}"
@@ -91,7 +92,7 @@ def _headline(found: Mapping[str, Any]) -> Text:
     about += [f"start {found['starts']}"] if found["starts"] > 1 else []
     about += [str(found["owner"])] if found["owner"] else []
     if found["state"] == "running" and found["seconds_left"]:
-        about.append(f"about {_duration(found['seconds_left'])} left")
+        about.append(f"about {span(found['seconds_left'])} left")
     return text.append("".join(f", {part}" for part in about))
 
 
@@ -137,16 +138,7 @@ def _troubles(found: Mapping[str, Any]) -> list[str]:
     texts += [
         f"alerts do not arrive at {trouble['channel']}: {plain(trouble['error'])}" for trouble in alerts["trouble"]
     ]
-    panoptes = found["panoptes"] or {}
-    lost = sum(int(panoptes.get(name) or 0) for name in ("dropped", "undelivered"))
-    if lost and panoptes.get("last_error"):  # else they are on their way
-        texts.append(f"Panoptes was not told of {lost} events: {plain(panoptes['last_error'])}")
+    panoptes = found["panoptes"]
+    if panoptes and panoptes["untold"] and panoptes["last_error"]:  # else they are on their way
+        texts.append(f"Panoptes was not told of {panoptes['untold']} events: {plain(panoptes['last_error'])}")
     return texts
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"

@@ -26,13 +26,12 @@ from pathlib import Path
 
 from speechmill import owner, slurm
 from speechmill.attempts import read_attempts
-from speechmill.errors import SpeechmillError
-from speechmill.joblog import utc_now
+from speechmill.errors import NO_SPACE, SpeechmillError
 from speechmill.manifest import read_batches
 from speechmill.monitor.watch import watch_run
+from speechmill.times import utc_now
 
 LOG = Path("logs") / "run.log"
-NO_SPACE = (b"No space left on device", b"Disk quota exceeded")
 MAKES_A_BATCH = frozenset({"enhance", "score", "rank"})
 SPACE = 2**20  # bytes: less is a full disk
 NOT_TAKEN_BACK = frozenset({"PREEMPTED", "NODE_FAIL"})  # the plugin waits for ever for Slurm to requeue these
@@ -83,12 +82,16 @@ class Supervisor:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal ends nothing
         from speechmill.runs import plan_config
 
-        alerts = watch_run(self.run_dir, lambda: plan_config(self.plan), self.say)
+        alerts = watch_run(self.run_dir, lambda: plan_config(self.plan), self.say, quotes=self.run_dir / LOG)
         status = 1
+        with contextlib.suppress(OSError):  # a full disk is waited for later
+            owner.sign(self.run_dir / owner.SUPERVISED)
         try:
             status = self.work()
             return status
         finally:
+            with contextlib.suppress(SpeechmillError):
+                owner.release(self.run_dir, owner.SUPERVISED)
             if alerts:
                 alerts.stop("stopped" if self.asked_to else "failed" if status else "finished")
 
@@ -269,7 +272,7 @@ class Supervisor:
         assert child.stdout
         for line in child.stdout:
             self._write(line)
-            self.disk_was_full |= any(words in line for words in NO_SPACE)
+            self.disk_was_full |= any(words.encode() in line for words in NO_SPACE)
 
     def _write(self, line: bytes) -> None:
         for descriptor in (self.log, sys.stderr.fileno()):

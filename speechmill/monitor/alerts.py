@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from speechmill.errors import SpeechmillError
 from speechmill.files import read_json, write_json
 from speechmill.monitor.channels import Channel, channels
 from speechmill.monitor.conditions import EVENTS, NOT_RESOLVED, Cause
+from speechmill.times import clock
 
 FILE = Path("logs") / "alerts.json"
 PAUSES = (30, 60, 120, 300, 600, 1800, 3600)  # seconds between tries; the last one is repeated
@@ -119,7 +119,7 @@ class Outbox:
         clear = min(self.clear_seconds * 2 ** (known["times"] - 1), MAX_CLEAR_SECONDS) if known["open"] else 0.0
         if at_once or name in EVENTS or now - known["gone"] >= clear:
             if known["open"] and name not in NOT_RESOLVED:
-                text = f"This no longer holds; it was so from {_clock(known['since'])} to {_clock(known['gone'])}."
+                text = f"This no longer holds; it was so from {clock(known['since'])} to {clock(known['gone'])}."
                 self._add(name, "info", f"resolved: {known['title']}", text, now)
             known |= {"open": False, "since": None, "gone": None}
 
@@ -133,7 +133,7 @@ class Outbox:
                 "cause": cause,
                 "severity": severity,
                 "title": title,
-                "body": f"{body[:BODY_LETTERS]}\nSaid: {_clock(now)}",
+                "body": f"{body[:BODY_LETTERS]}\nSaid: {clock(now)}",
                 "channels": {c.key: {"state": "waiting", "tries": 0, "next": 0.0, "error": None} for c in self.to},
             }
         )
@@ -211,14 +211,14 @@ def alerts_text(run_dir: Path) -> str:
         return f"{run_dir}: nothing was told; speechmill alerts --test tries the channels"
     state = _read(run_dir / FILE)
     lines = [f"{run_dir}: {len(found['open'])} open, {found['undelivered']} not delivered yet"]
-    lines += [f"  open since {_clock(cause['since'])}: {cause['title']}" for cause in found["open"]]
+    lines += [f"  open since {clock(cause['since'])}: {cause['title']}" for cause in found["open"]]
     for message in state["messages"][-SHOWN:]:
-        lines.append(f"  {_clock(message['time'])} {message['severity']}: {message['title']}")
+        lines.append(f"  {clock(message['time'])} {message['severity']}: {message['title']}")
         for key, told in sorted(message["channels"].items()):
             scheme = state["channels"].get(key, {}).get("scheme", "not configured any more")
             tries = f" after {told['tries']} tries: {told['error']}" if told["error"] else ""
             lines.append(f"    channel {key} ({scheme}): {told['state']}{tries}")
-    lines += [f"  {trouble['channel']}, {_clock(trouble['time'])}: {trouble['error']}" for trouble in found["trouble"]]
+    lines += [f"  {trouble['channel']}, {clock(trouble['time'])}: {trouble['error']}" for trouble in found["trouble"]]
     return "\n".join(lines)
 
 
@@ -262,7 +262,3 @@ def _empty() -> dict[str, Any]:
 
 def _waits(message: dict[str, Any]) -> bool:
     return any(told["state"] == "waiting" for told in message["channels"].values())
-
-
-def _clock(unix: float) -> str:
-    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%d %H:%M UTC")

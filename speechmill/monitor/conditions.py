@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
+from speechmill.errors import NO_SPACE
 from speechmill.text import plain
+from speechmill.times import clock, span, unix
 
 EVENTS = frozenset({"started", "finished", "failed"})  # they happen; all other causes hold, and end
 NOT_RESOLVED = EVENTS | {"deadline"}
-NO_ROOM = ("No space left on device", "Disk quota exceeded")
 OF_THE_HUB = frozenset({"fetch", "source", "send", "audio_again", "publish"})
 RECENT = 5  # heavy jobs whose rate is compared...
 EARLIER = 10  # ... with that of so many or more before them
@@ -73,7 +73,7 @@ def causes(
 
 def last_move(record: Mapping[str, Any]) -> float | None:
     """Unix time at which a job finished, told of progress, or the run was started; None before all that."""
-    times = [_unix(record[key]) for key in ("last_finished", "this_start") if record[key]]
+    times = [unix(record[key]) for key in ("last_finished", "this_start") if record[key]]
     return max([*times, *(job["time"] for job in record["at_work"])], default=None)
 
 
@@ -106,7 +106,7 @@ def _cause_of(failure: Mapping[str, Any]) -> str:
     said = " ".join([failure.get("error_class") or "", failure.get("reason") or "", *(failure.get("lines") or [])])
     if "HubRefusedError" in said or (failure["stage"] in OF_THE_HUB and "the Hub refuses" in said):
         return "hub"
-    return "disk" if any(words in said for words in NO_ROOM) else f"failed:{failure['stage']}"
+    return "disk" if any(words in said for words in NO_SPACE) else f"failed:{failure['stage']}"
 
 
 def _shares(record: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Cause]:
@@ -151,7 +151,7 @@ def _stalled(record: Mapping[str, Any], settings: Mapping[str, Any], now: float,
     at_work = [f"{row['stage']}: {row['running']} running, {row['waiting']} waiting" for row in record["stages"]]
     text = [
         f"No job has finished or told of progress for {(now - last) / 60:.0f} minutes (alerts.stalled_minutes "
-        f"{limit:g}), since {_clock(last)}.",
+        f"{limit:g}), since {clock(last)}.",
         *(line for line in at_work if not line.endswith(" 0 running, 0 waiting")),
         "Jobs that wait: squeue --me -o '%i %T %r %k' says for what. Jobs that run: see their logs, "
         f"{record['run']}/logs/",
@@ -182,12 +182,12 @@ def _slow(record: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Cause]
 
 def _late(record: Mapping[str, Any], settings: Mapping[str, Any], now: float) -> list[Cause]:
     deadline = settings["deadline"]
-    if deadline is None or now < _unix(deadline):
+    if deadline is None or now < unix(deadline):
         return []
     left = record["seconds_left"]
     text = [
         f"The run was to be done by {deadline} (alerts.deadline).",
-        f"It has about {_span(left)} left." if left is not None else "What is left is not known yet.",
+        f"It has about {span(left)} left." if left is not None else "What is left is not known yet.",
     ]
     return [_cause(record, "deadline", "warning", "the deadline has passed", text)]
 
@@ -195,7 +195,7 @@ def _late(record: Mapping[str, Any], settings: Mapping[str, Any], now: float) ->
 def _started(record: Mapping[str, Any]) -> Cause:
     again = record["starts"] > 1
     clips = f"{record['clips']:,} clips" if record["clips"] is not None else "The number of clips is not known yet"
-    text = [f"{clips}; start {record['starts']}, {_clock(_unix(record['this_start']))}."]
+    text = [f"{clips}; start {record['starts']}, {clock(unix(record['this_start']))}."]
     return _cause(record, "started", "info", "the run goes on" if again else "the run has started", text)
 
 
@@ -217,7 +217,7 @@ def _finished(record: Mapping[str, Any], now: float) -> Cause:
     if record["report"]:
         lines.append(f"Report: {record['report']}")
     if record["started"]:
-        lines.append(f"First started {_clock(_unix(record['started']))}, {_span(now - _unix(record['started']))} ago.")
+        lines.append(f"First started {clock(unix(record['started']))}, {span(now - unix(record['started']))} ago.")
     return _cause(record, "finished", "success", "the run has finished", lines)
 
 
@@ -263,15 +263,3 @@ def _work(failure: Mapping[str, Any]) -> str:
 
 def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMES]) + (f" and {len(names) - NAMES} more" if len(names) > NAMES else "")
-
-
-def _unix(time: str) -> float:
-    return datetime.fromisoformat(time).timestamp()
-
-
-def _clock(time: float) -> str:
-    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

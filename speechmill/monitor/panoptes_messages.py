@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from speechmill.events import JobEvent, JobTracker, Start, event_name
+from speechmill.text import encodable
 
 NAME, TEXT, FILES = 30, 100, 500
 Message = dict[str, Any]
@@ -84,7 +85,7 @@ def described(event: JobEvent) -> Message:
     return {
         "level": "job_info",
         "jobid": event.job,
-        "name": plain(event.stage if event.attempt == 1 else f"{event.stage}, {attempt}")[:NAME],
+        "name": encodable(event.stage if event.attempt == 1 else f"{event.stage}, {attempt}")[:NAME],
         "msg": attempt,
         "input": fitting(found.input or [], FILES),
         "output": fitting(found.output or [], FILES),
@@ -102,7 +103,7 @@ def on_slurm(said: Message, job: str) -> Message:
 
 def fitting(values: Iterable[object], length: int) -> list[str]:
     """As many values as a column of this length takes, and then how many more there are."""
-    texts = [plain(value) for value in values]
+    texts = [encodable(value) for value in values]
     kept: list[str] = []
     for number, text in enumerate(texts, 1):
         more = [f"... and {len(texts) - number} more"] if number < len(texts) else []
@@ -120,11 +121,6 @@ def fitting_values(values: Mapping[str, object], length: int) -> dict[str, str]:
     """As many as a column of this length takes."""
     kept: dict[str, str] = {}
     for name, value in values.items():
-        if len(repr(kept | {name: plain(value)})) <= length:
-            kept[name] = plain(value)
+        if len(repr(kept | {name: encodable(value)})) <= length:
+            kept[name] = encodable(value)
     return kept
-
-
-def plain(value: object) -> str:
-    """Text that any data base takes: file names need be no valid UTF-8."""
-    return str(value).encode("utf-8", "replace").decode("utf-8").replace("\0", "?")

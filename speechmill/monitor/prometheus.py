@@ -15,16 +15,17 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from speechmill.attempts import read_attempts
+from speechmill.attempts import jobs, read_attempts
 from speechmill.errors import SpeechmillError
 from speechmill.monitor.record import STAGES, record
+from speechmill.text import encodable
+from speechmill.times import unix
 
 KEEP_SECONDS = 15.0  # how old a reading may be: many who ask are one reader of a shared file system
 RUN_STATES = ("running", "finished", "failed", "stopped", "interrupted")
@@ -114,17 +115,17 @@ class RunCollector:
             for name, labels, value in self._samples(run):
                 family = families.setdefault(name, _family(name))
                 shown = (run.name, str(run), *labels)
-                family.add_metric([_unicode(text) for text in shown], value)  # type: ignore[attr-defined]
+                family.add_metric([encodable(text) for text in shown], value)  # type: ignore[attr-defined]
         return list(families.values())
 
     def _samples(self, run: Path) -> list[Sample]:
         try:
             found = record(run)
-            samples = [*_of_record(found), *_of_account(read_attempts(run))]
+            samples = [*_of_record(found), *_of_account(list(read_attempts(run)))]
         except Exception as error:  # whatever stands in its files, the other runs are to be seen
             text = str(error) if isinstance(error, SpeechmillError) else f"{run}: {type(error).__name__}: {error}"
             if self.troubles.get(run) != text:
-                print(f"speechmill: {_unicode(text)}", file=sys.stderr, flush=True)
+                print(f"speechmill: {encodable(text)}", file=sys.stderr, flush=True)
             self.troubles[run] = text
             if not run.is_dir():
                 self.states.pop(run, None)
@@ -198,7 +199,7 @@ def _of_record(found: Mapping[str, Any]) -> Iterator[Sample]:
     yield "queue_readable", (), found["slurm_error"] is None
     for name, time_of in (("run_started", "started"), ("last_finished", "last_finished")):
         if found[time_of]:
-            yield f"{name}_timestamp_seconds", (), _timestamp(found[time_of])
+            yield f"{name}_timestamp_seconds", (), unix(found[time_of])
     if found["clips"] is not None:
         yield "manifest_clips", (), found["clips"]
     if at_work and found["seconds_left"] is not None:
@@ -208,7 +209,7 @@ def _of_record(found: Mapping[str, Any]) -> Iterator[Sample]:
     for stage in found["stages"]:
         yield from _of_stage(stage, at_work, found["slurm_error"] is None)
     if panoptes := found["panoptes"]:
-        yield "panoptes_untold_events", (), sum(int(panoptes.get(name) or 0) for name in ("dropped", "undelivered"))
+        yield "panoptes_untold_events", (), panoptes["untold"]
     if alerts := found.get("alerts"):
         yield "alerts_open", (), len(alerts["open"])
         yield "alerts_undelivered", (), alerts["undelivered"]
@@ -228,46 +229,29 @@ def _of_stage(stage: Mapping[str, Any], at_work: bool, queue_known: bool) -> Ite
         yield "audio_seconds_per_second", (name,), stage["audio_hours_per_hour"]
 
 
-def _of_account(lines: Iterable[Mapping[str, Any]]) -> Iterator[Sample]:
-    """Sums over the lines of the account. None of them falls when a line is added."""
-    starts: dict[str, str | None] = {}  # and the version that each has
-    began = 0
+def _of_account(lines: Sequence[Mapping[str, Any]]) -> Iterator[Sample]:
+    """Sums over the account. None of them falls when a line is added."""
+    starts = [line for line in lines if line["event"] == "began"]
+    yield "run_starts_total", (), len(starts)
+    if version := (starts[-1].get("versions") or {}).get("speechmill") if starts else None:
+        yield "run_info", (version,), 1
     sums: defaultdict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
-    peaks: dict[tuple[str, str], float] = {}
-    open_attempts: dict[tuple[Any, ...], str] = {}  # when they were submitted
-    for line in lines:
-        start, stage, event = line["start"], line["stage"], line["event"]
-        starts.setdefault(start, None)
-        if stage == "run":
-            if event == "began":
-                began += 1
-                starts[start] = (line.get("versions") or {}).get("speechmill")
-            continue
-        key = (start, stage, line["batch"], line.get("file"), line["attempt"])
+    peaks: defaultdict[tuple[str, str], float] = defaultdict(float)
+    for job in jobs(lines):
+        stage = job["stage"]
+        sums["jobs_submitted_total", (stage,)] += 1
         for status in ENDS:
-            sums["jobs_ended_total", (stage, status)] += event == status
-        sums["jobs_submitted_total", (stage,)] += event == "submitted"
-        sums["jobs_run_seconds_total", (stage,)] += line.get("seconds") or 0
+            sums["jobs_ended_total", (stage, status)] += job["status"] == status
+        sums["jobs_run_seconds_total", (stage,)] += job.get("seconds") or 0
         for told in ("clips", "audio_seconds"):
-            states = (line.get(told) if event == "finished" else None) or {}
+            states = (job.get(told) if job["status"] == "finished" else None) or {}
             if stage in STAGES or states:  # from 0 on: what a series begins with is no increase to Prometheus
                 sums[f"processed_{told}_total", (stage,)] += sum(states.values())
-        if event == "submitted":
-            open_attempts[key] = line["time"]
-            continue
-        submitted = open_attempts.pop(key, None)
-        if submitted and line.get("began"):  # clocks of two machines may differ
-            waited = _timestamp(line["began"]) - _timestamp(submitted)
-            sums["jobs_queue_seconds_total", (stage,)] += max(waited, 0)
+        if job.get("began"):  # clocks of two machines may differ
+            sums["jobs_queue_seconds_total", (stage,)] += max(unix(job["began"]) - unix(job["submitted"]), 0)
         for name, peak in (("job_memory_peak_bytes", "peak_mb"), ("job_gpu_memory_peak_bytes", "gpu_peak_mb")):
-            if line.get(peak):
-                peaks[name, stage] = max(line[peak] * 1e6, peaks.get((name, stage), 0))
-    last = next(reversed(starts), None)
-    for key in open_attempts:
-        sums["jobs_ended_total", (key[1], "lost")] += key[0] != last
-    yield "run_starts_total", (), began
-    if version := starts.get(last) if last else None:
-        yield "run_info", (version,), 1
+            if job.get(peak):
+                peaks[name, stage] = max(job[peak] * 1e6, peaks[name, stage])
     yield from ((name, labels, value) for (name, labels), value in sums.items())
     yield from ((name, (stage,), value) for (name, stage), value in peaks.items())
 
@@ -289,12 +273,3 @@ def _is_loopback(address: str) -> bool:
         return ipaddress.ip_address(socket.gethostbyname(address) if ":" not in address else address).is_loopback
     except (OSError, ValueError):
         return False
-
-
-def _unicode(text: str) -> str:
-    """Names of folders may hold bytes that are no UTF-8."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def _timestamp(time_of: str) -> float:
-    return datetime.fromisoformat(time_of).timestamp()

@@ -10,18 +10,18 @@ import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from speechmill import owner, slurm
-from speechmill.attempts import given_up, read_attempts
+from speechmill.attempts import given_up, jobs, read_attempts
 from speechmill.errors import SpeechmillError
 from speechmill.files import read_json
 from speechmill.manifest import read_batches
 from speechmill.monitor.alerts import alerts_state
 from speechmill.parts import read_progress
+from speechmill.times import unix
 
 STAGES = {"enhance": "ledger/*.enhance.parquet", "score": "scores/*.parquet", "rank": "ranking/*.parquet"}
 SENT = {"send": "published/sent/*.json"}  # where shards are sent ahead
@@ -29,12 +29,15 @@ SINGLE = {"report": "report/summary.json", "publish": "published/UPLOADED.json"}
 HEAVY = {"enhance": "enhanced", "score": "scores"}  # and the folders where these jobs tell how far they are
 FRESH_SECONDS = 120  # a job that told nothing for longer has ended, or hangs
 RECENT_SECONDS = 3600.0  # over which rates are taken, or three times as long as a job takes
+QUEUE_SECONDS = 15.0  # between two questions to Slurm
 KEPT_FAILURES = 5
 Line = Mapping[str, Any]
 
 
-def record(run_dir: Path, now: float | None = None) -> dict[str, Any]:
+def record(run_dir: Path, now: float | None = None, ask_slurm: bool = True) -> dict[str, Any]:
     """The record of a run. Times are ISO 8601 in UTC, `hours` and `audio_*` those of audio.
+
+    Slurm is asked at most every QUEUE_SECONDS, and not at all without `ask_slurm`.
 
     Raises:
         SpeechmillError: there is no run in this folder.
@@ -46,21 +49,21 @@ def record(run_dir: Path, now: float | None = None) -> dict[str, Any]:
     starts = [line for line in lines if line["event"] == "began"]
     holder = owner.read_owner(run_dir)
     alive = bool(holder and holder.is_alive)
-    queue, queue_error = _queue(run_dir, lines)
+    queue, queue_error = _queue(run_dir, lines) if ask_slurm else ([], None)
     batches = _batches(run_dir)
     at_work = _at_work(run_dir, now)
     done = jobs(lines)
     failed = [dict(line) for line in given_up(lines)]
     now_at_work = _jobs_now(queue, done, alive)
     stages = _stages(run_dir, batches, now_at_work, done, failed)
-    since = _seconds(starts[-1]["time"]) if starts else now
-    _add_rates(stages, done, at_work, since, now if alive or not lines else _seconds(lines[-1]["time"]))
+    since = unix(starts[-1]["time"]) if starts else now
+    _add_rates(stages, done, at_work, since, now if alive or not lines else unix(lines[-1]["time"]))
     finished = [job["ended"] for job in done if job["status"] == "finished"]
     summary, published = (_json(run_dir / path) for path in SINGLE.values())
     return {
         "run": str(run_dir),
         "dataset": run_dir.resolve().name,
-        "state": _state(run_dir, holder, queue, lines, bool(failed)),
+        "state": _state(run_dir, holder, queue, lines),
         "owner": str(holder) if holder else None,
         "started": starts[0]["time"] if starts else None,
         "this_start": starts[-1]["time"] if starts else None,
@@ -84,39 +87,9 @@ def record(run_dir: Path, now: float | None = None) -> dict[str, Any]:
         "published": {key: value for key, value in published.items() if key != "files"} if published else None,
         "report": str(run_dir / "report" / "report.html") if summary else None,
         "disk_free_bytes": shutil.disk_usage(run_dir).free,
-        "panoptes": _json(run_dir / "logs" / "panoptes.json"),
+        "panoptes": _panoptes(run_dir),
         "alerts": _alerts(run_dir),
     }
-
-
-def jobs(lines: Iterable[Line]) -> list[dict[str, Any]]:
-    """Every attempt of every job, in the order of their submission.
-
-    `status` is submitted, finished, failed, or lost: Snakemake died before it saw the end. `seconds` are those of the
-    job itself; from `submitted` to `began` it waited, mostly in Slurm's queue.
-    """
-    found: list[dict[str, Any]] = []
-    open_jobs: dict[tuple[Any, ...], dict[str, Any]] = {}
-    starts: dict[str, None] = {}  # in the order in which they appear: a later line may be about an earlier start
-    for line in lines:
-        starts[line["start"]] = None
-        if line["stage"] == "run":
-            continue
-        key = (line["start"], line["stage"], line["batch"], line.get("file"), line["attempt"])
-        if line["event"] == "submitted" or key not in open_jobs:
-            about = {name: line.get(name) for name in ("start", "stage", "batch", "file", "attempt")}
-            open_jobs[key] = about | {"status": "submitted", "submitted": line["time"], "ended": None}
-            found.append(open_jobs[key])
-        job = open_jobs[key]
-        job.update({name: value for name, value in line.items() if name not in {*job, "event", "time", "lines"}})
-        job["slurm_job"] = line["slurm_job"] or job.get("slurm_job")
-        if line["event"] in ("finished", "failed"):
-            job.update(status=line["event"], ended=line["time"])
-    last = next(reversed(starts), None)
-    for job in found:
-        if job["status"] == "submitted" and job["start"] != last:
-            job["status"] = "lost"
-    return found
 
 
 def _jobs_now(queue: Sequence[slurm.Job], done: Sequence[Mapping[str, Any]], alive: bool) -> dict[str, dict[str, int]]:
@@ -177,7 +150,11 @@ def _add_rates(
     since: float,
     now: float,
 ) -> None:
-    """What heavy stages do per hour of the clock, lately and in this start, and how long their batches will take."""
+    """What heavy stages do per hour of the clock, lately and in this start, and how long their batches will take.
+
+    Counted is what this start did: neither rows that a job took over from earlier attempts, nor the time that the first
+    jobs waited in the queue.
+    """
     for stage in stages:
         if stage["stage"] not in HEAVY:
             continue
@@ -186,20 +163,26 @@ def _add_rates(
         ]
         took = median([job.get("seconds") or 0.0 for job in mine]) if mine else 0.0
         begin = max(now - max(RECENT_SECONDS, 3 * took), since)
-        recent = [job for job in mine if _seconds(job["ended"]) > begin]
-        if recent:  # from the first of them on: before, others were in the way
-            begin = max(begin, min(_seconds(job["submitted"]) for job in recent))
-        rows = sum(job["rows"] for job in at_work if job["stage"] == stage["stage"])
-        clips = sum(sum(job["clips"].values()) for job in recent) + rows
-        audio = sum(_audio_seconds(job) for job in recent)
+        recent = [job for job in mine if unix(job["ended"]) > begin]
+        if recent:
+            begin = max(begin, min(unix(job.get("began") or job["submitted"]) for job in recent))
+        working = [job for job in at_work if job["stage"] == stage["stage"]]
+        rows = sum(job["rows"] for job in working)
+        clips = sum(_worked(job) for job in recent) + rows - sum(job.get("resumed", 0) for job in working)
         hours = (now - begin) / 3600
-        if not recent or hours <= 0 or stage["total"] is None:
+        if not recent or hours <= 0 or clips <= 0 or stage["total"] is None:
             continue
+        all_clips = sum(sum(job["clips"].values()) for job in mine)
+        per_clip = sum(_audio_seconds(job) for job in mine) / all_clips
         stage["clips_per_hour"] = round(clips / hours, 1)
-        stage["audio_hours_per_hour"] = round(audio / 3600 / hours, 3)
-        per_batch = sum(sum(job["clips"].values()) for job in mine) / len(mine)
-        left = max((stage["total"] - stage["done"]) * per_batch - rows, 0)
-        stage["seconds_left"] = round(left / clips * hours * 3600) if clips else None
+        stage["audio_hours_per_hour"] = round(clips * per_clip / 3600 / hours, 3)
+        left = max((stage["total"] - stage["done"]) * all_clips / len(mine) - rows, 0)
+        stage["seconds_left"] = round(left / clips * hours * 3600)
+
+
+def _worked(job: Mapping[str, Any]) -> int:
+    """Clips that this attempt itself did."""
+    return max(sum(job["clips"].values()) - (job.get("resumed") or 0), 0)
 
 
 def _seconds_left(stages: Sequence[Mapping[str, Any]]) -> float | None:
@@ -209,17 +192,15 @@ def _seconds_left(stages: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _rates(done: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "time": job["ended"],
-            "stage": job["stage"],
-            "seconds": job["seconds"],
-            "clips": sum(job["clips"].values()),
-            "audio_seconds": _audio_seconds(job),
-        }
-        for job in done
-        if job["stage"] in HEAVY and job["status"] == "finished" and job.get("clips") and job.get("seconds")
-    ]
+    """What each finished heavy job did in its own time, in the order of their ends."""
+    found = []
+    for job in done:
+        if job["stage"] in HEAVY and job["status"] == "finished" and job.get("clips") and job.get("seconds"):
+            clips = _worked(job)
+            share = clips / sum(job["clips"].values()) if clips else 0.0
+            about = {"clips": clips, "audio_seconds": round(_audio_seconds(job) * share, 3)}
+            found.append({"time": job["ended"], "stage": job["stage"], "seconds": job["seconds"]} | about)
+    return sorted(found, key=lambda rate: str(rate["time"]))
 
 
 def _audio_seconds(job: Mapping[str, Any]) -> float:
@@ -234,31 +215,37 @@ def _rules(done: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
     return {rule: dict(count) for rule, count in sorted(counts.items())}
 
 
-def _state(
-    run_dir: Path, holder: owner.Owner | None, queue: Sequence[slurm.Job], lines: Sequence[Line], failed: bool
-) -> str:
-    """running | interrupted | finished | failed | stopped. After jobs failed for good, a report of the others is no end."""
+def _state(run_dir: Path, holder: owner.Owner | None, queue: Sequence[slurm.Job], lines: Sequence[Line]) -> str:
+    """running | interrupted | finished | failed | stopped."""
+    if owner.is_supervised(run_dir) or (holder and holder.is_alive):
+        return "running"
     if holder:
-        return "running" if holder.is_alive else "interrupted"
+        return "interrupted"
     events = [line for line in lines if line["stage"] == "run"]
-    last = events[-1] if events else {}
-    goal = next((line["goal"] for line in reversed(events) if line["event"] == "began"), SINGLE["publish"])
-    if last.get("outcome") == "failed":
+    began = next((line for line in reversed(events) if line["event"] == "began"), {})
+    outcome = events[-1].get("outcome") if events else "succeeded"  # a run from before there was this account
+    if outcome == "failed" or began.get("withholds"):
         return "failed"
-    if not queue and (run_dir / str(goal)).exists():
-        return "finished"
-    return "failed" if failed else "stopped"
+    done = outcome == "succeeded" and (run_dir / str(began.get("goal", SINGLE["publish"]))).exists()
+    return "finished" if done and not queue else "stopped"
 
 
 def _queue(run_dir: Path, lines: Iterable[Line]) -> tuple[list[slurm.Job], str | None]:
     """Living Slurm jobs of the run, and what Slurm said where it did not answer. No Slurm here is no error."""
     if shutil.which("squeue") is None or not any(line.get("slurm_job") for line in lines):
         return [], None
-    try:
-        found = slurm.jobs(slurm.run_prefix(run_dir.resolve().name, run_dir))
-    except slurm.SlurmError as error:
-        return [], str(error)
-    return [job for job in found if job.state in slurm.WAITING | slurm.RUNNING], None
+    prefix = slurm.run_prefix(run_dir.resolve().name, run_dir)
+    asked, found, error = _answers.get(prefix, (-QUEUE_SECONDS, [], None))
+    if time.monotonic() - asked >= QUEUE_SECONDS:
+        try:
+            found, error = slurm.jobs(prefix), None
+        except slurm.SlurmError as problem:
+            found, error = [], str(problem)
+        _answers[prefix] = (time.monotonic(), found, error)
+    return [job for job in found if job.state in slurm.WAITING | slurm.RUNNING], error
+
+
+_answers: dict[str, tuple[float, list[slurm.Job], str | None]] = {}  # of Slurm, by prefix: many looks are one question
 
 
 def _batches(run_dir: Path) -> list[dict[str, str]] | None:
@@ -279,12 +266,24 @@ def _at_work(run_dir: Path, now: float) -> list[dict[str, Any]]:
 def _alerts(run_dir: Path) -> dict[str, Any] | None:
     try:
         return alerts_state(run_dir)
-    except SpeechmillError as error:
-        return {
-            "open": [],
-            "undelivered": 0,
-            "trouble": [{"channel": "outbox", "error": str(error), "time": time.time()}],
-        }
+    except (SpeechmillError, KeyError, TypeError, ValueError, AttributeError) as error:
+        trouble = {"channel": "the outbox", "error": f"logs/alerts.json is damaged: {error}", "time": time.time()}
+        return {"open": [], "undelivered": 0, "trouble": [trouble]}
+
+
+def _panoptes(run_dir: Path) -> dict[str, Any] | None:
+    """What Panoptes was not told of the last start, and why."""
+    found = _json(run_dir / "logs" / "panoptes.json")
+    if found is None:
+        return None
+    counts = [found.get(name) for name in ("dropped", "undelivered")]
+    error = found.get("last_error")
+    return {
+        "address": str(found.get("address")),
+        "workflow": found.get("workflow"),
+        "untold": sum(count for count in counts if isinstance(count, int)),
+        "last_error": None if error is None else str(error),
+    }
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -294,7 +293,3 @@ def _json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _seconds(time: str) -> float:
-    return datetime.fromisoformat(time).timestamp()

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from speechmill.errors import SpeechmillError
-from speechmill.joblog import utc_now
 from speechmill.monitor.alerts import Outbox
 from speechmill.monitor.channels import Channel, channels
 from speechmill.monitor.conditions import LINES, Disk, causes, last_move
+from speechmill.times import utc_now
 
 LOOK_SECONDS = 15.0
 END_SECONDS = 5.0  # for the last delivery
@@ -27,15 +27,19 @@ def watch_run(
     config: Callable[[], Mapping[str, Any]],
     say: Callable[[str], None],
     look_seconds: float = LOOK_SECONDS,
+    quotes: Path | None = None,
 ) -> Watch | None:
-    """A watch at work, or None where no channel is configured. Trouble with the channels is said and keeps no run."""
+    """A watch at work, or None where no channel is configured. Trouble with the channels is said and keeps no run.
+
+    `quotes` is where Snakemake's output goes; a run that fails of no job is told with its end.
+    """
     try:
         found, problems = channels()
         for problem in problems:
             say(problem)
         if not found:
             return None
-        watch = Watch(run_dir, config(), found, say, look_seconds)
+        watch = Watch(run_dir, config(), found, say, look_seconds, quotes)
     except SpeechmillError as error:
         say(f"nobody is told of this run: {error}")
         return None
@@ -53,8 +57,10 @@ class Watch:
         to: list[Channel],
         say: Callable[[str], None],
         look_seconds: float = LOOK_SECONDS,
+        quotes: Path | None = None,
     ):
         self.run_dir = run_dir.resolve()
+        self.quotes = quotes
         self.settings = config["alerts"]
         self.to, self.say, self.look_seconds = to, say, look_seconds
         self.since = utc_now()
@@ -64,6 +70,7 @@ class Watch:
         self._held: TextIO | None = None
         self._said: set[str] = set()
         self._ended = threading.Event()
+        self._looking = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
 
     def start(self) -> None:
@@ -104,15 +111,17 @@ class Watch:
                 return
             self.outbox = Outbox(self.run_dir, self.to, self.say)
         self.outbox.deliver()  # what is left of an earlier start, whatever comes of this look
-        found = record(self.run_dir)
+        found = record(self.run_dir, ask_slurm=outcome is None)  # at the end there is no time to wait for it
         self.begun = self.begun or (found["this_start"] or "") >= self.since
         self.moved = max((each for each in (self.moved, last_move(found)) if each is not None), default=None)
         state = outcome or ("running" if self.begun else "beginning")
         if outcome == "finished" and (not self.begun or found["state"] == "stopped"):
             state = "stopped"  # nothing was to be done, or a part was asked for
-        lines = _last_lines(self.run_dir / "logs" / "run.log") if state == "failed" else []
+        lines = _last_lines(self.quotes) if self.quotes and state == "failed" else []
         holding = causes(found | {"state": state}, self.settings, time.time(), _disk(self.run_dir), self.moved, lines)
-        self.outbox.take(holding, time.time(), state if outcome else None)
+        with self._looking:
+            if outcome or not self._ended.is_set():  # a look that was under way has nothing to add to the last one
+                self.outbox.take(holding, time.time(), state if outcome else None)
         self.outbox.deliver()
 
     def _hold(self) -> bool:

@@ -31,7 +31,7 @@ class Account:
 
     def begin(self, at: float = 0, **about: Any) -> None:
         self.start = self.time(at)
-        self.line(at, "began", "run", None, goal="published/UPLOADED.json", versions={}, **about)
+        self.line(at, "began", "run", None, **({"goal": "published/UPLOADED.json", "versions": {}} | about))
 
     def end(self, at: float, outcome: str) -> None:
         self.line(at, "ended", "run", None, outcome=outcome)

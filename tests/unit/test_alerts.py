@@ -383,7 +383,7 @@ def test_the_command_tries_the_channels_and_shows_what_was_told(tmp_path, monkey
 def told(monkeypatch):
     """The account of the run that is watched, to be changed."""
     state = account(this_start="2999-01-01T00:00:00.000+00:00")
-    monkeypatch.setattr(record, "record", lambda run_dir: dict(state))
+    monkeypatch.setattr(record, "record", lambda run_dir, ask_slurm: dict(state))
     return state
 
 
@@ -460,7 +460,7 @@ def test_a_dead_channel_delays_the_end_by_seconds_and_the_next_start_sends(tmp_p
 def test_no_error_of_the_watch_reaches_the_run_and_each_is_said_once(tmp_path, monkeypatch):
     looks = []
 
-    def broken(run_dir):
+    def broken(run_dir, ask_slurm):
         looks.append(run_dir)
         raise RuntimeError("no such thing")
 

@@ -134,12 +134,13 @@ def test_what_ended_after_its_snakemake_had_died_is_told_by_the_next(snakemake):
     for job, log in enumerate(logs):
         snakemake.submit(job, 70 + job)
         write(log, begin("enhance", slurm_job=str(70 + job)))
-    write(logs[1], {"event": "end", "status": "done", "seconds": 9, "clips": {"passed": 3}})
+    write(logs[1], {"resumed": 2}, {"event": "end", "status": "done", "seconds": 9, "clips": {"passed": 3}})
     write(logs[2], {"event": "end", "status": "failed", "seconds": 9})
-    for _ in range(2):
+    for _ in range(3):
         resumed = Snakemake(snakemake.run_dir)
     (finished,) = snakemake.lines("finished")
     assert (finished["batch"], finished["clips"], finished["node"]) == ("b1", {"passed": 3}, "n1")
+    assert finished["resumed"] == 2
     assert finished["start"] == snakemake.start.time != resumed.start.time
 
 
@@ -212,6 +213,35 @@ def test_a_full_disk_costs_lines_but_not_the_run(snakemake, monkeypatch, capsys)
     snakemake.describe(1, "publish")
     snakemake.account.end()
     assert capsys.readouterr().err.count("the account of the run has gaps") == 1
+
+
+def test_a_terminal_that_is_gone_costs_nothing(snakemake, monkeypatch):
+    class Gone:
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sys.stderr", Gone())
+    snakemake.describe(1, "fetch", file="f")
+    snakemake.fail(1)
+    snakemake.start.end("failed")
+    snakemake.account.end()
+    assert [line["event"] for line in read_attempts(snakemake.run_dir)] == ["began", "submitted", "failed", "ended"]
+
+
+def test_a_log_that_cannot_be_read_costs_no_event(snakemake):
+    log = snakemake.describe(1, "fetch", file="f")
+    log.mkdir(parents=True)
+    snakemake.fail(1)
+    (failed,) = snakemake.lines("failed")
+    assert failed["given_up"]
+    assert failed["reason"].startswith("its log cannot be read")
+
+
+def test_a_job_whose_files_are_not_seen_did_not_die(snakemake):
+    log = snakemake.describe(1, "enhance", batch="b0")
+    write(log, begin("enhance"), {"event": "end", "status": "done", "seconds": 1})
+    snakemake.fail(1)
+    assert "ended well" in snakemake.lines("failed")[0]["reason"]
 
 
 def test_text_of_a_failure_names_work_and_place():

@@ -93,6 +93,13 @@ def test_one_log_tells_the_story_of_a_batch(tmp_path):
     assert events == [event for name, how in stages for event in (("begin", name, None), ("end", name, how))]
 
 
+def test_what_a_killed_attempt_said_is_kept(tmp_path):
+    log = stage(tmp_path, "enhance", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    stage(tmp_path, "enhance")  # put back by Slurm: nobody has removed the log
+    events = [line.get("event") for line in read(tmp_path / "logs" / "batches" / log.name)]
+    assert events == ["begin", None, "begin", None, "end"]
+
+
 def test_timing_is_that_of_each_batchs_last_success(tmp_path):
     def end(stage, seconds, status="done"):
         line = {"text": "", "event": "end", "stage": stage, "status": status, "seconds": seconds}

@@ -53,11 +53,32 @@ def test_lines_of_threads_stay_whole(stream, tmp_path):
     assert sorted(said) == sorted(f"{name} {number}" for name in "abcd" for number in range(200))
 
 
-def test_a_progress_bar_is_lines_and_its_end_is_not_lost(stream, tmp_path):
-    stream.write("\r10%")
-    stream.write("\r20%")
+def test_of_a_progress_bar_a_line_per_minute_is_kept_and_its_end(stream, tmp_path, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(joblog.time, "monotonic", lambda: clock[0])
+    stream._shown = clock[0]
+    for percent in range(100):
+        clock[0] += 5
+        stream.write(f"\r{percent}%")
+    stream.write("\r100%\n")
+    print("done", file=stream)
+    stream.write("\rcut short")
     stream.end_line()
-    assert [line["text"] for line in read(tmp_path / "a.log")] == ["10%", "20%"]
+    said = [line["text"] for line in read(tmp_path / "a.log")]
+    assert said == [*(f"{percent}%" for percent in range(12, 100, 13)), "100%", "done", "cut short"]
+
+
+def test_a_log_of_a_long_job_with_many_bad_clips_has_its_beginning(stream, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream)
+    stream.record("info", "begins", event="begin", stage="enhance", node="n1")
+    problems = Problems()
+    for number in range(2000):
+        problems.add("x" * 10_000, clip=f"{number:024}", file="a.tar, " + "y" * 60, error_class="truncated")
+    for number in range(2000):
+        stream.record("info", f"line {number} " + "z" * 100)
+    stream.record("info", "done", event="end", stage="enhance", status="done")
+    lines = last_attempt(tmp_path / "a.log", "enhance")
+    assert (lines[0]["node"], lines[-1]["status"]) == ("n1", "done")
 
 
 def test_problems_name_clip_and_file_and_are_bounded(stream, tmp_path, monkeypatch):

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechmill.attempts import FILE, read_attempts
+from speechmill import owner
+from speechmill.attempts import FILE, jobs, read_attempts
 from speechmill.errors import SpeechmillError
 from speechmill.files import write_json
-from speechmill.monitor.record import jobs, record
+from speechmill.monitor.record import record
 
 from .runs_account import Account
 
@@ -106,6 +107,46 @@ def test_rates_and_time_left_are_of_the_clock_and_of_this_start(account):
     assert found["seconds_left"] == 720  # 50 clips at 250 an hour
 
 
+def test_neither_what_was_resumed_nor_what_waited_counts_for_the_rate(account):
+    account.own()
+    account.begin(0)
+    account.submit(0, "enhance", "b0", slurm_job="1")
+    about = {"clips": {"passed": 100}, "audio_seconds": {"passed": 3600.0}, "resumed": 75, "began": account.time(34200)}
+    account.finish(36000, "enhance", "b0", seconds=1800.0, slurm_job="1", **about)
+    row = stage(record(account.run_dir, now=account.zero + 36000), "enhance")
+    assert (row["clips_per_hour"], row["audio_hours_per_hour"]) == (50, 0.5)
+    told = {
+        "rows": 80,
+        "total": 100,
+        "resumed": 55,
+        "rows_per_second": 1.0,
+        "seconds_left": 9,
+        "time": account.zero + 35999,
+    }
+    write_json(account.run_dir / "enhanced" / ".b1.parts" / "progress.json", told)
+    found = record(account.run_dir, now=account.zero + 36000)
+    row = stage(found, "enhance")
+    assert (row["clips_per_hour"], row["audio_hours_per_hour"]) == (100, 1)
+    assert row["seconds_left"] == 7920  # 220 of 400 clips at 100 an hour
+    assert [(rate["clips"], rate["audio_seconds"]) for rate in found["rates"]] == [(25, 900)]
+
+
+@pytest.mark.parametrize(
+    "damage", ["5", "null", "[]", '"x"', '{"event": "failed"}', '{"time": 1, "stage": [], "event": {}}']
+)
+def test_damaged_lines_and_files_do_not_hide_the_rest(account, damage):
+    account.begin(0)
+    account.submit(1, "enhance", "b0")
+    with open(account.run_dir / FILE, "a") as file:
+        file.write(damage + "\n")
+    account.finish(2, "enhance", "b0", **WORK)
+    for name in ("alerts.json", "panoptes.json"):
+        (account.run_dir / "logs" / name).write_text('{"causes": {"x": {}}, "messages": [], "channels": {}, "last": 0}')
+    found = record(account.run_dir)
+    assert stage(found, "enhance")["clips"] == WORK["clips"]
+    assert "damaged" in found["alerts"]["trouble"][0]["error"]
+
+
 def test_failures_for_good_go_when_a_later_start_mends_them(account):
     account.begin(0)
     account.submit(1, "enhance", "b0")
@@ -130,9 +171,7 @@ def test_states(account):
     (account.run_dir / "owner.json").unlink()
     account.end(1, "stopped")
     assert record(account.run_dir)["state"] == "stopped"
-    account.submit(1, "score", "b0")
-    account.fail(1, "score", "b0", given_up=True)
-    account.begin(1.5)
+    account.begin(1.5, goal="report/summary.json", withholds=True)
     account.finish(1.7, "report")
     account.end(1.8, "succeeded")  # a report of the other batches
     assert record(account.run_dir)["state"] == "failed"
@@ -143,6 +182,11 @@ def test_states(account):
     account.begin(5)
     account.end(6, "failed")
     assert record(account.run_dir)["state"] == "failed"
+    account.begin(7)
+    account.end(8, "stopped")  # what is published is of before
+    assert record(account.run_dir)["state"] == "stopped"
+    owner.sign(account.run_dir / owner.SUPERVISED)  # between two starts of Snakemake
+    assert record(account.run_dir)["state"] == "running"
 
 
 def test_files_of_a_run_from_before_its_account_are_counted(account):
