@@ -77,7 +77,7 @@ def webhook(*faults, port=0):
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     server.arrived = arrived
-    server.url = f"json://user:{SECRET}@127.0.0.1:{server.server_port}/{TOKEN}?rto=0.3&cto=1"
+    server.url = f"json://user:{SECRET}@127.0.0.1:{server.server_port}/{TOKEN}?rto=3&cto=5"
     try:
         yield server
     finally:
@@ -123,7 +123,7 @@ def outbox(run_dir, *urls, said=None, **changes):
     return Outbox(run_dir, found, (said if said is not None else []).append, **{"pauses": (0.05,)} | changes)
 
 
-def deliver(box, until, seconds=20):
+def deliver(box, until, seconds=60):
     """Serve the channels again and again, as the watch does."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and not until():
@@ -164,7 +164,7 @@ def test_what_a_webhook_does_not_take_is_sent_again_until_it_does_and_then_no_mo
 
 def test_a_webhook_that_is_away_gets_all_when_it_comes_back_even_from_the_next_start(tmp_path):
     port = free_port()
-    url = f"json://127.0.0.1:{port}/?rto=1&cto=1"
+    url = f"json://127.0.0.1:{port}/?rto=1&cto=5"
     box = outbox(tmp_path, url)
     box.take([cause(title="first")], NOW)
     deliver(box, lambda: alerts_state(tmp_path)["trouble"])
@@ -392,7 +392,7 @@ def begin(run_dir, url, say, **changes):
     return watch.watch_run(run_dir, lambda: {"alerts": settings(**changes)}, say, look_seconds=0.05)
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)
@@ -444,7 +444,7 @@ def test_a_dead_channel_delays_the_end_by_seconds_and_the_next_start_sends(tmp_p
     monkeypatch.setattr(watch, "END_SECONDS", 0.5)
     said = []
     with webhook(*["silent"] * 9) as server:
-        url = server.url.replace("rto=0.3", "rto=60")
+        url = server.url.replace("rto=3", "rto=60")
         watching = begin(tmp_path, url, said.append, disk_free_gb=None)
         wait_for(lambda: (tmp_path / "logs" / "alerts.json").exists())
         before = time.monotonic()
