@@ -177,6 +177,7 @@ def jobs(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         job["slurm_job"] = line["slurm_job"] or job.get("slurm_job")
         if line["event"] in ("finished", "failed"):
             job.update(status=line["event"], ended=line["time"])
+            del open_jobs[key]  # whatever comes next is another one, though the line of its submission may be lost
     last = next(reversed(starts), None)
     for job in found:
         if job["status"] == "submitted" and job["start"] != last:
