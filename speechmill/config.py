@@ -10,6 +10,7 @@ import copy
 import difflib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def validate_config(config: dict[str, Any], config_dir: Path) -> dict[str, Any]:
     from jsonschema import Draft202012Validator
 
     schema = load_schema(config_dir)
-    config = copy.deepcopy(config)
+    config = _typed(copy.deepcopy(config), schema)
     _fill_defaults(config, schema)
     alerts = config.get("alerts")
     if isinstance(alerts, dict) and isinstance(alerts["deadline"], date):  # without quotes, YAML makes one of it
@@ -143,6 +144,27 @@ def _deadline_problems(alerts: dict[str, Any]) -> list[str]:
     except ValueError:
         pass
     return [f'alerts.deadline is "{given}": expected date, time and zone, such as "2026-03-01T12:00+07:00"']
+
+
+def _typed(value: Any, schema: dict[str, Any]) -> Any:
+    """The value with numbers, booleans and null in place of strings, where the schema expects them and no string.
+
+    Snakemake hands on all that stands after --config as strings.
+    """
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        return {name: _typed(inner, properties.get(name, {})) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_typed(inner, schema.get("items", {})) for inner in value]
+    types = schema.get("type", [])
+    types = types if isinstance(types, list) else [types]
+    wrong_type = bool(types) and "string" not in types
+    if isinstance(value, str) and (wrong_type or value == "null" or value not in schema.get("enum", [value])):
+        with suppress(yaml.YAMLError):
+            parsed = yaml.safe_load(value)
+            allowed = parsed is not None or "null" in types or None in schema.get("enum", [])
+            return parsed if allowed else value
+    return value
 
 
 def _fill_defaults(value: Any, schema: dict[str, Any]) -> None:

@@ -28,6 +28,28 @@ def test_defaults_are_filled_in_at_every_depth():
     assert held_out == [{"path": "y", "splits": ["dev", "validation", "test"]}]
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"rank": {"threshold": "0.7"}}, 0.7),
+        ({"rank": {"threshold": "null"}}, None),
+        ({"keep_enhanced": "false"}, False),
+        ({"batch_size": "64"}, 64),
+        ({"publish": {"shuffle": "null"}}, None),
+        ({"publish": {"shuffle": "corpus"}}, "corpus"),
+        ({"publish": {"pretty_name": "1984"}}, "1984"),
+        ({"rank": {"profile": "null"}}, "null"),  # a name: there may be none of this one, but it is text
+        ({"report": {"examples": 2}}, 2),
+    ],
+)
+def test_strings_become_what_the_schema_expects(given, expected):
+    config = validate_config({"dataset": "x", "source": SOURCE} | given, CONFIG)
+    for name in (section := next(iter(given)), *(given[section] if isinstance(given[section], dict) else ())):
+        config = config[name]
+    assert config == expected
+    assert type(config) is type(expected)
+
+
 def test_the_callers_configuration_is_not_changed():
     given = {"dataset": "x", "source": dict(SOURCE)}
     validate_config(given, CONFIG)

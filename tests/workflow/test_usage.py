@@ -24,6 +24,13 @@ def test_dry_run_of_the_default_data_set():
     assert "checkpoint manifest" in done.stdout + done.stderr
 
 
+def test_settings_on_the_command_line_may_be_other_than_text():
+    """Snakemake hands them on as strings."""
+    settings = ('rank={"profile": "tts", "threshold": 0.7}', "keep_enhanced=false", "batch_size=64")
+    done = snakemake("-n", "--config", "outdir=results-of-nobody", *settings, "publish={shuffle: null}")
+    assert done.returncode == 0, done.stderr
+
+
 def test_lint():
     done = snakemake("--lint")
     assert done.returncode == 0, done.stdout + done.stderr
