@@ -43,7 +43,7 @@ FILES_OF_BATCHES = (
     "scores/{batch}.parquet",
     "ranking/{batch}.parquet",
 )
-HOW_JOBS_RUN = ("alerts", "cluster", "device", "download", "failed_batches", "without_batches")
+HOW_JOBS_RUN = ("alerts", "cluster", "device", "download", "expected", "failed_batches", "without_batches")
 
 
 wildcard_constraints:

@@ -34,7 +34,8 @@ from speechmill.times import utc_now
 
 FILE = Path("logs") / "attempts.jsonl"
 ASKED = ("mem_mb", "runtime", "gpu")
-TOLD = ("seconds", "cpu_seconds", "peak_mb", "gpu_peak_mb", "device", "clips", "audio_seconds")
+USED = ("seconds", "cpu_seconds", "peak_mb", "gpu_peak_mb")
+TOLD = (*USED, "device", "clips", "audio_seconds", "bytes", "transfer_seconds")  # the last two of a fetch
 LINES = 15  # of a log, quoted for a failure
 SUMMED_UP = 3  # failures
 OF_SLURM = ("slurmstepd", "srun: error:")  # lines that say why a job ended; the daemon on the node knows more

@@ -30,8 +30,10 @@ LONELY = 120.0  # seconds without any other job of the run at work, after which 
 RESERVED = ".reserved.json"
 
 
-def fetch_file(source: Source, source_json: Path, key: str, target: Path, max_gb: float) -> None:
+def fetch_file(source: Source, source_json: Path, key: str, target: Path, max_gb: float) -> dict[str, float]:
     """Fetch the file of a listing that is called `key` to `target` (`raw/{key}`), as soon as there is room.
+
+    Returns the bytes, and the seconds that they took without the waiting for room.
 
     Raises:
         SourceError: there is no such file, it cannot be had, or there will be no room.
@@ -47,6 +49,7 @@ def fetch_file(source: Source, source_json: Path, key: str, target: Path, max_gb
         source.fetch(found[0], target)
     seconds = max(time.monotonic() - begin - waited, 1e-3)
     print(f"{found[0].path}: {found[0].size} bytes in {seconds:.1f} s, after {waited:.0f} s of waiting for room")
+    return {"bytes": found[0].size, "transfer_seconds": round(seconds, 3)}
 
 
 def check_size(description: dict[str, Any], max_gb: float, free: int) -> None:

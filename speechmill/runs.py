@@ -39,8 +39,7 @@ def make_plan(
     Raises:
         ConfigError: the configuration is not valid, or there is no such profile.
     """
-    folder = CHECKOUT / "profiles" / profile if not Path(profile).exists() else Path(profile).resolve()
-    values = _profile(folder)
+    folder, values = read_profile(profile)
     complete = merged_config([f"dataset={dataset}", *config], _config_files(extra, directory))
     run_dir = (directory / complete["outdir"] / complete["dataset"]).resolve()
     return Plan(
@@ -54,6 +53,16 @@ def make_plan(
         failed_batches=complete["failed_batches"],
         **settings,
     )
+
+
+def read_profile(profile: str) -> tuple[Path, dict[str, Any]]:
+    """Folder and content of a profile: a folder of profiles/, or a path to another.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    folder = CHECKOUT / "profiles" / profile if not Path(profile).exists() else Path(profile).resolve()
+    return folder, _profile(folder)
 
 
 def merged_config(pairs: Sequence[str], files: Sequence[Path] = ()) -> dict[str, Any]:

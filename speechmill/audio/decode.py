@@ -134,6 +134,15 @@ def read_header(data: bytes | Path) -> Header:
     return header
 
 
+def header_seconds(data: bytes | Path, longest: float) -> float:
+    """Seconds that the header claims; 0 where it cannot be read, does not say, or claims more than `longest`."""
+    try:
+        seconds = read_header(data).duration
+    except ClipError:
+        return 0.0
+    return seconds if seconds is not None and 0 <= seconds <= longest else 0.0
+
+
 def decode(data: bytes | Path, limits: DecodeLimits) -> Decoded:
     """Decode a clip. Memory is bounded by the limits, whatever the header claims; may be called from many threads.
 

@@ -31,6 +31,9 @@ KINDS = {
     "lhotse_shar": ("lhotse_shar", "LhotseSharSource"),
 }
 
+GLANCE_SECONDS = 20.0  # that a look at a source may take, for an estimate
+GLANCE_HEADERS = 200  # that it reads
+
 
 @dataclass(frozen=True)
 class SourceFile:
@@ -131,6 +134,14 @@ class Source:
             SourceError: the source cannot be read or holds nothing.
         """
         raise NotImplementedError
+
+    def glance(self, longest: float) -> tuple[int, float, int] | None:
+        """Clips, about how many seconds they are, and how many headers say so, within `GLANCE_SECONDS` or so.
+
+        None: it takes longer, or this kind has no way to. Damaged clips and those of more than `longest` seconds, which
+        are not decoded, count with no seconds.
+        """
+        return None
 
     def plan(self, listing: Listing, batch_size: int, previous: list[BatchPlan]) -> Iterator[BatchPlan]:
         """Cut the clips into batches, in a stable order. `previous` are the batches of an earlier, smaller state.

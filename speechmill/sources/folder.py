@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from speechmill.audio.decode import header_seconds
 from speechmill.errors import SourceError
-from speechmill.sources import BatchPlan, Clip, Listing, Source, SourceFile
+from speechmill.sources import GLANCE_HEADERS, GLANCE_SECONDS, BatchPlan, Clip, Listing, Source, SourceFile
 from speechmill.sources.checksums import CACHE, checksum_files
 from speechmill.sources.columns import clip_columns, clip_table, map_columns
 from speechmill.sources.metadata import normalize_path, read_metadata
@@ -79,6 +82,18 @@ class FolderSource(Source):
                     except OSError as error:
                         raise SourceError(f"{full}: {error.strerror}; remove it or mend the link") from error
                     yield os.path.relpath(full, self.root).replace(os.sep, "/"), stat.st_size, stat.st_mtime_ns
+
+    def glance(self, longest: float) -> tuple[int, float, int] | None:
+        end = time.monotonic() + GLANCE_SECONDS
+        paths = []
+        for path, _, _ in self._walk():
+            paths.append(path)
+            if time.monotonic() > end:
+                return None
+        paths.sort()
+        looked_at = paths[:: max(math.ceil(len(paths) / GLANCE_HEADERS), 1)]
+        found = math.fsum(header_seconds(self.root / path, longest) for path in looked_at)
+        return len(paths), found * len(paths) / max(len(looked_at), 1), len(looked_at)
 
     def list_files(self) -> Listing:
         paths = sorted(path for path, _, _ in self._walk())

@@ -6,7 +6,9 @@ import glob
 import hashlib
 import io
 import json
+import math
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,12 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
+from speechmill.audio.decode import header_seconds
 from speechmill.config import nearest
 from speechmill.errors import ClipError, SourceError
-from speechmill.sources import BatchPlan, Clip, Listing, Source, SourceFile, batch_id
+from speechmill.sources import GLANCE_HEADERS, GLANCE_SECONDS, BatchPlan, Clip, Listing, Source, SourceFile, batch_id
 from speechmill.sources.checksums import CACHE, checksum_files
 from speechmill.sources.columns import clip_columns, map_columns
 
+GLANCE_FILES = 10
 READ_ROWS = 64  # rows decoded from Parquet at a time: bounds memory whatever the row groups' size
 SPLIT = re.compile(r"(train|validation|valid|dev|test|validated|invalidated|other)(?=[-_.]|$)")
 
@@ -146,6 +150,28 @@ class ParquetSource(ParquetRows):
             raise SourceError("source files are not usable:\n  " + "\n  ".join(problems))
         files = checksum_files(self.root, paths, self.work / CACHE)
         return Listing([replace(f, rows=rows[f.path], split=split_of(f.path)) for f in files], [])
+
+    def glance(self, longest: float) -> tuple[int, float, int] | None:
+        end = time.monotonic() + GLANCE_SECONDS
+        rows: dict[str, int] = {}
+        for path in self._paths():
+            rows[path] = self.count_rows(path, partial(open, self.root / path, "rb"))
+            if time.monotonic() > end:
+                return None
+        filled = [path for path in rows if rows[path]]
+        looked_at = filled[:: max(math.ceil(len(filled) / GLANCE_FILES), 1)]
+        seconds, read = 0.0, 0  # each file speaks for its rows
+        for path in looked_at:
+            wanted = min(rows[path], GLANCE_HEADERS // len(looked_at))
+            clips = (data for _, data in self.read_rows(BatchPlan("", path, None, 0, wanted), self.root / path))
+            seconds += (
+                math.fsum(0.0 if isinstance(c, ClipError) else header_seconds(c, longest) for c in clips)
+                * rows[path]
+                / wanted
+            )
+            read += wanted
+        count = sum(rows.values())
+        return count, seconds * count / max(sum(rows[path] for path in looked_at), 1), read
 
     def plan(self, listing: Listing, batch_size: int, previous: list[BatchPlan]) -> Iterator[BatchPlan]:
         return self.ranges(listing.files, batch_size)
