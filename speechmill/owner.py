@@ -82,11 +82,15 @@ def claim(run_dir: Path) -> None:
 
 def sign(file: Path) -> None:
     """Write who this process is."""
+    write_json(file, asdict(this_process()))
+
+
+def this_process() -> Owner:
+    """What this process is known by."""
     supervisor = os.environ.get(SUPERVISOR)
     pid = os.getpid()
     since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    mine = Owner(os.uname().nodename, _boot(), pid, _ticks(pid), int(supervisor) if supervisor else None, since)
-    write_json(file, asdict(mine))
+    return Owner(os.uname().nodename, _boot(), pid, _ticks(pid), int(supervisor) if supervisor else None, since)
 
 
 def release(run_dir: Path, name: str = FILE) -> None:

@@ -120,7 +120,7 @@ class Supervisor:
 
     def progress(self) -> int:
         """Number of finished pieces of work."""
-        return sum(len(list((self.run_dir / stage).glob("*.parquet"))) for stage in ("ledger", "scores", "ranking"))
+        return finished_pieces(self.run_dir)
 
     def watch(self, command: list[str]) -> int:
         """Start Snakemake and look after it until it ends; its status, negative for a signal."""
@@ -322,6 +322,11 @@ def unlock(plan: Plan) -> None:
     if done.returncode:
         raise SpeechmillError(f"snakemake --unlock failed: {done.stderr.strip()[-1000:]}")
     (Path(plan.run_dir) / owner.FILE).unlink(missing_ok=True)
+
+
+def finished_pieces(run_dir: Path) -> int:
+    """Number of files that batches leave: it grows as a run comes forward."""
+    return sum(len(list((run_dir / stage).glob("*.parquet"))) for stage in ("ledger", "scores", "ranking"))
 
 
 def unscored_batches(run_dir: Path) -> tuple[int, set[str]]:

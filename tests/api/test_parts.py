@@ -1,0 +1,262 @@
+"""Parts of the server, each by itself."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from speechmill.api import journal, processes
+from speechmill.api.auth import Tokens, new_token
+from speechmill.api.keeper import MOST_RESTARTS, Keeper
+from speechmill.api.limits import Buckets
+from speechmill.api.schedules import begin_due, next_due
+from speechmill.api.serve import check_bind, network_file_system
+from speechmill.api.service import _with_config_file
+from speechmill.api.store import Busy, Run
+from speechmill.errors import ConfigError, SpeechmillError
+
+from .quiet import make_service
+
+
+@pytest.fixture
+def service(tmp_path):
+    return make_service(tmp_path)[0]
+
+
+# Tokens
+
+
+def test_a_token_is_known_by_its_checksum_until_its_line_is_deleted(tmp_path):
+    path = tmp_path / "tokens"
+    first, second = new_token(path, "first", "read"), new_token(path, "second", "trigger,read")
+    tokens = Tokens(path)
+    assert tokens.caller(f"Bearer {first}").scopes == {"read"}
+    assert tokens.caller(f"bearer {second}").scopes == {"read", "trigger"}
+    assert first not in path.read_text()
+    path.write_text(path.read_text().splitlines()[1] + "\n")
+    assert tokens.caller(f"Bearer {first}") is None
+    assert tokens.caller(f"Bearer {second}").name == "second"
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o777])
+def test_a_file_of_tokens_that_others_can_read_lets_nobody_in(tmp_path, mode):
+    path = tmp_path / "tokens"
+    token = new_token(path, "first", "read")
+    path.chmod(mode)
+    tokens = Tokens(path)
+    assert tokens.caller(f"Bearer {token}") is None
+    assert "chmod 600" in tokens.trouble
+    path.chmod(0o600)
+    assert tokens.caller(f"Bearer {token}").name == "first"
+
+
+@pytest.mark.parametrize(
+    ("name", "scopes"),
+    [("a b", "read"), ("a\nb read", "read"), ("", "read"), ("a", "write"), ("a", "read,"), ("a", "")],
+)
+def test_names_and_scopes_of_tokens_are_checked(tmp_path, name, scopes):
+    with pytest.raises(SpeechmillError):
+        new_token(tmp_path / "tokens", name, scopes)
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_a_name_has_one_token(tmp_path):
+    new_token(tmp_path / "tokens", "a", "read")
+    with pytest.raises(SpeechmillError, match="delete its line"):
+        new_token(tmp_path / "tokens", "a", "read")
+
+
+# How often, and where
+
+
+def test_a_bucket_gives_its_burst_and_then_its_rate():
+    bucket = Buckets(rate=2, burst=3)
+    assert [bucket.wait("a", 0.0) for _ in range(3)] == [0, 0, 0]
+    assert bucket.wait("a", 0.0) == 0.5
+    assert bucket.wait("b", 0.0) == 0
+    assert bucket.wait("a", 0.5) == 0
+    assert bucket.wait("a", 0.5) == 0.5
+    assert [bucket.wait("a", 100.0) for _ in range(4)] == [0, 0, 0, 0.5]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_this_machine_may_listen_to_itself(host):
+    assert check_bind(host, None, None, False) is False
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "no.such.host.invalid"])
+def test_others_are_not_listened_to_in_the_clear(host, tmp_path):
+    with pytest.raises(SpeechmillError, match="--insecure-bind"):
+        check_bind(host, None, None, False)
+    assert check_bind(host, None, None, True) is False
+    (tmp_path / "a.pem").touch()
+    assert check_bind(host, tmp_path / "a.pem", tmp_path / "a.pem", False) is True
+    with pytest.raises(SpeechmillError, match="go together"):
+        check_bind(host, tmp_path / "a.pem", None, True)
+    with pytest.raises(SpeechmillError, match="cannot be read"):
+        check_bind(host, tmp_path / "a.pem", tmp_path / "b.pem", False)
+
+
+def test_a_disk_of_this_machine_is_no_network_file_system(tmp_path):
+    assert network_file_system(tmp_path) is None
+
+
+# Settings of requests
+
+
+def test_the_settings_of_a_request_come_after_those_of_the_operator(tmp_path):
+    extra = ("--cores", "2", "--configfile", "a.yaml", "b.yaml", "--retries", "0")
+    assert _with_config_file(extra, tmp_path / "c.yaml") == [
+        *("--cores", "2", "--retries", "0", "--configfile", "a.yaml", "b.yaml", f"{tmp_path}/c.yaml")
+    ]
+    assert _with_config_file(extra, None) == list(extra)
+
+
+def test_what_a_request_sets_stands_in_a_file_as_it_was_given(service):
+    given = {"batch_size": 7, "keep_enhanced": False, "rank": {"threshold": 1e-05}, "score": {"metrics": ["signal"]}}
+    given["alerts"] = {"deadline": "2026-03-01T12:00+07:00", "stalled_minutes": None}
+    run = service.trigger("tester", "demo", given)
+    plan = json.loads(run.plan)
+    file = plan["options"][-1]
+    assert plan["options"][-2] == "--configfile"
+    with open(file) as written:
+        assert yaml.safe_load(written) == given
+    assert str(run.id) in file
+
+
+def test_a_busy_corpus_leaves_nothing_of_a_second_request(service):
+    run = service.trigger("tester", "demo", {"batch_size": 7})
+    with pytest.raises(Busy) as error:
+        service.trigger("tester", "demo", {"batch_size": 8})
+    assert error.value.active == run.id
+    assert [path.stem for path in (service.settings.directory / "results" / "demo" / "api").iterdir()] == [run.id]
+
+
+# The folder of a run
+
+
+def test_a_folder_tells_of_its_runs_as_they_were_last(tmp_path):
+    made = [
+        Run(
+            f"2026010100000{n}-00000000",
+            "demo",
+            str(tmp_path),
+            "{}",
+            "{}",
+            "me",
+            f"2026-01-0{n}",
+            hours=0.5,
+            key=f"k{n}",
+        )
+        for n in range(1, 5)
+    ]
+    for run in made:
+        journal.note_created(run)
+        if run is made[3]:
+            break
+        journal.note(tmp_path, "taken", run.id, runner="{}")
+        journal.note(tmp_path, "ended", run.id, state="failed", error="why", final={"clips": 3})
+    journal.note(tmp_path, "resumed", made[1].id)
+    journal.note(tmp_path, "resumed", made[2].id)
+    journal.note(tmp_path, "taken", made[2].id, runner="another")
+    with open(tmp_path / journal.FILE, "ab") as file:
+        file.write(b'{"event": "ended", "id": "')  # cut short by a crash
+    found = {run.id: run for run in journal.runs_of(tmp_path)}
+    assert [found[run.id].state for run in made] == ["failed", "queued", "lost", "queued"]
+    first, second, third, fourth = (found[run.id] for run in made)
+    assert (first.last_error, json.loads(first.final), first.hours, first.key) == ("why", {"clips": 3}, 0.5, "k1")
+    assert (second.ended, second.runner, third.runner, fourth) == (None, None, "another", made[3])
+    journal.note(tmp_path, "ended", made[3].id, state="succeeded")
+    assert journal.runs_of(tmp_path)[3].state == "succeeded"
+
+
+# Processes and runners
+
+
+def test_the_processes_of_a_run_are_found_whoever_their_parents_are():
+    environment = os.environ | {processes.MARK: "20260101000000-0000000a"}
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"], env=environment, start_new_session=True
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"],
+        env=os.environ | {processes.MARK: "20260101000000-0000000b"},
+    )
+    of_slurm = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"], env=environment | {"SLURM_JOB_ID": "77"}
+    )
+    try:
+        assert processes.of_run("20260101000000-0000000a") == [child.pid]
+        assert processes.leaders("20260101000000-0000000a") == [child.pid]
+        assert processes.kill("20260101000000-0000000a") == []
+        assert child.wait(10) == -9
+        assert (other.poll(), of_slurm.poll()) == (None, None)
+    finally:
+        for each in (child, other, of_slurm):
+            each.kill()
+            each.wait()
+
+
+def test_a_runner_is_alive_by_its_start_not_by_its_number():
+    me = json.loads(processes.identity())
+    assert processes.is_alive(json.dumps(me), time.time())
+    assert not processes.is_alive(json.dumps(me | {"ticks": me["ticks"] + 1}), time.time())
+    assert not processes.is_alive(json.dumps(me | {"boot": "another"}), time.time())
+    assert not processes.is_alive(None, time.time())
+    elsewhere = json.dumps(me | {"host": "another"})
+    assert processes.is_alive(elsewhere, time.time())
+    assert not processes.is_alive(elsewhere, time.time() - 3600)
+
+
+def test_a_run_whose_runners_die_without_end_is_failed_and_says_so(service, monkeypatch):
+    run = service.trigger("tester", "demo", {})
+    keeper = Keeper(service)
+    dead = None
+    for number in range(MOST_RESTARTS + 1):
+        me = json.dumps(json.loads(processes.identity()) | {"boot": f"earlier {number}"})
+        assert service.store.take(run.id, me, dead, 0, 0.0)
+        dead = me
+    begun = []
+    monkeypatch.setattr("speechmill.api.keeper.subprocess.Popen", lambda command, **about: begun.append(command[-1]))
+    keeper.look()
+    assert run.id not in begun
+    found = service.store.get(run.id)
+    assert found.state == "failed"
+    assert "died" in found.last_error
+    assert journal.runs_of(service.settings.directory / "results" / "demo")[0].state == "failed"
+
+
+# Schedules
+
+
+def test_what_is_due_is_begun_once_and_what_was_missed_is_not_made_up_for(service):
+    midnight = 1_767_225_600.0  # 2026-01-01 00:00 UTC
+    service.store.add_schedule("demo", "@daily", "{}", "tester", next_due("@daily", midnight))
+    begin_due(service, midnight + 3600)
+    assert len(service.store.active("demo")) == 0
+    begin_due(service, midnight + 5 * 86400 + 60)
+    (run,) = service.store.active("demo")
+    begin_due(service, midnight + 5 * 86400 + 120)
+    (schedule,) = service.store.schedules()
+    assert schedule["last_outcome"] == f"began {run.id}"
+    assert schedule["next_due"] == midnight + 6 * 86400
+    begin_due(service, midnight + 6 * 86400 + 1)
+    (schedule,) = service.store.schedules()
+    assert schedule["last_outcome"].startswith("skipped: demo has an active run")
+    assert service.store.active("demo") == [run]
+
+
+@pytest.mark.parametrize(
+    "cron", ["", "@never", "* * *", "61 * * * *", "0 0 30 2 *", "* * * * * *", "a\nb", "@daily @daily"]
+)
+def test_what_is_no_time_is_refused(cron):
+    with pytest.raises(ConfigError, match="@daily"):
+        next_due(cron, 0.0)
+
+
+def test_a_schedule_is_in_utc():
+    assert next_due("30 2 * * *", 1_767_225_600.0) == 1_767_225_600.0 + 2.5 * 3600
