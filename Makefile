@@ -1,11 +1,14 @@
 # make demo      everything from set-up to a published data set, on this machine
 # make test      everything that is tested; the cluster's part where Slurm is installed. MINUTES=N: after that begin unit tests alone
+# make test-api  what the REST API does with real runs, killed processes included: 10 minutes more
 # make cluster   a Slurm cluster of three nodes on this machine, to try profiles/slurm (as root; cluster-stop ends it)
 # make profiles  link the profiles into your Snakemake configuration: snakemake --profile slurm
 # make monitor   Panoptes, a web page that shows runs: on http://127.0.0.1:5000, until Ctrl-C. PORT=N: elsewhere
+# make serve     the REST API (docs/api.md): on http://127.0.0.1:8571, until Ctrl-C; runs go on. PROFILE=local: on this machine
 # They set up .venv first where they need it.
 PYTHON ?= python3
 PORT   ?= 5000
+PROFILE ?= slurm
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
@@ -13,10 +16,10 @@ LIMIT  := $(if $(MINUTES),--minutes $(MINUTES))
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-corpus test cluster cluster-stop profiles monitor lint clean
+.PHONY: help setup demo demo-corpus test test-api cluster cluster-stop profiles monitor serve lint clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -6
+	@sed -n 's/^# //p' Makefile | head -7
 	@echo "make demo-corpus | lint | clean"
 
 setup: $(STAMP)
@@ -41,8 +44,11 @@ demo: demo-corpus
 test: demo-corpus
 	@echo "== tests; those of the cluster, which mostly wait for it, run beside all others and are shown after them"
 	@log=$$(mktemp); $(BIN)/python -m pytest $(LIMIT) tests/slurm >"$$log" 2>&1 & slurm=$$!; \
-	$(BIN)/python -m pytest $(LIMIT) tests/unit tests/hub tests/browser tests/workflow; status=$$?; \
+	$(BIN)/python -m pytest $(LIMIT) -m "not runs" tests/unit tests/hub tests/browser tests/workflow tests/api; status=$$?; \
 	wait $$slurm || status=1; cat "$$log"; rm "$$log"; exit $$status
+
+test-api: $(STAMP)
+	@$(BIN)/python -m pytest -m runs tests/api
 
 cluster: demo-corpus
 	@$(BIN)/python tests/slurm/cluster.py start
@@ -68,6 +74,12 @@ monitor: $(STAMP)
 	@echo "== Panoptes on http://127.0.0.1:$(PORT), with its data base in results/panoptes.db. For runs to be shown there:"
 	@echo "  export SPEECHMILL_PANOPTES=http://127.0.0.1:$(PORT)"
 	@PANOPTES_DB_URL='sqlite:///results/panoptes.db?check_same_thread=False' exec $(BIN)/panoptes --ip 127.0.0.1 --port $(PORT)
+
+# Without a token nobody is let in: the first one is made here, and shown this once.
+serve: $(STAMP)
+	@test -e "$${XDG_STATE_HOME:-$$HOME/.local/state}/speechmill/tokens" || \
+	  { token=$$($(BIN)/speechmill serve --new-token me --scopes read,trigger) && echo "== your token, shown this once: $$token"; }
+	@exec $(BIN)/speechmill serve --profile $(PROFILE)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/snakefmt --check Snakefile rules && $(BIN)/mypy && $(BIN)/snakemake --lint

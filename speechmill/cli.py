@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from speechmill import remote
 from speechmill.errors import SpeechmillError
 from speechmill.export import FORMATS, SHARD_BYTES, export
 from speechmill.files import read_json
@@ -17,18 +18,8 @@ from speechmill.files import read_json
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    end = given.index("--") if "--" in given else len(given)
-    options = _parser().parse_args(given[:end])
-    if end < len(given) and options.command not in ("run", "remove"):
-        _parser().error("-- and arguments of snakemake go with run and remove alone")
-    if options.command == "remove" and not options.clip and not options.speaker:
-        _parser().error("remove needs --clip or --speaker")
-    if options.command == "alerts" and not options.run and not options.test:
-        _parser().error("alerts needs the folder of a run, or --test")
-    if options.command == "metrics" and options.every is not None and not (options.textfile and options.every > 0):
-        _parser().error("--every takes seconds above 0 and goes with --textfile")
     try:
-        status = _call(options, given[end + 1 :])
+        status = remote.main(given) if remote.is_meant(given) else _here(given)
         sys.stdout.flush()
         return status
     except SpeechmillError as error:
@@ -41,8 +32,22 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
 
+def _here(given: list[str]) -> int:
+    end = given.index("--") if "--" in given else len(given)
+    options = _parser().parse_args(given[:end])
+    if end < len(given) and options.command not in ("run", "remove", "serve"):
+        _parser().error("-- and arguments of snakemake go with run, remove and serve alone")
+    if options.command == "remove" and not options.clip and not options.speaker:
+        _parser().error("remove needs --clip or --speaker")
+    if options.command == "alerts" and not options.run and not options.test:
+        _parser().error("alerts needs the folder of a run, or --test")
+    if options.command == "metrics" and options.every is not None and not (options.textfile and options.every > 0):
+        _parser().error("--every takes seconds above 0 and goes with --textfile")
+    return _call(options, given[end + 1 :])
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="speechmill", description=__doc__)
+    parser = argparse.ArgumentParser(prog="speechmill", description=__doc__, epilog=remote.HINT)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     started = argparse.ArgumentParser(add_help=False)
     started.add_argument("--background", action="store_true", help="go on without this terminal")
@@ -87,9 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     alerts = commands.add_parser("alerts", help="what was told of a run, what still waits, and whether channels work")
     alerts.add_argument("--test", action="store_true", help="send a test message through every channel")
     alerts.add_argument("run", nargs="?", type=Path, metavar="RUN", help="folder of the run, such as results/demo")
+    _add_plan(commands)
     _add_export(commands)
     _add_compare(commands)
     _add_metrics(commands)
+    _add_serve(commands)
     supervise = commands.add_parser("supervise")  # what --background starts
     for command in (resume, drain, cancel, status, summary, logs, supervise):
         command.add_argument("run", type=Path, help="folder of the run, such as results/demo")
@@ -97,6 +104,18 @@ def _parser() -> argparse.ArgumentParser:
         "name", nargs="?", metavar="NAME", help="a batch, a stage of the whole run, or a source file's key"
     )
     return parser
+
+
+def _add_plan(commands: Any) -> None:
+    command = commands.add_parser("plan", help="what a run will take: hours, GPU-hours, disk, upload; begins nothing")
+    command.add_argument("dataset", help="a file of config/datasets/ without .yaml")
+    command.add_argument("--profile", default="slurm", help="slurm (default), local, or the path of a profile")
+    command.add_argument("--directory", type=Path, default=Path(), help="working directory (default: this one)")
+    command.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="settings, as for snakemake")
+    command.add_argument(
+        "--history", nargs="+", type=Path, metavar="RUN", help="earlier runs to measure by (default: those beside it)"
+    )
+    command.add_argument("--json", action="store_true", help="for programs")
 
 
 def _add_export(commands: Any) -> None:
@@ -130,6 +149,13 @@ def _add_metrics(commands: Any) -> None:
     command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, such as results/demo")
 
 
+def _add_serve(commands: Any) -> None:
+    from speechmill.api.settings import add_options
+
+    command = commands.add_parser("serve", help="the REST API: start, follow and end runs over HTTP")
+    add_options(command)
+
+
 def _call(options: argparse.Namespace, extra: list[str]) -> int:
     from speechmill import runs
     from speechmill.supervise import Supervisor
@@ -152,6 +178,11 @@ def _call(options: argparse.Namespace, extra: list[str]) -> int:
         return 0
     if options.command == "metrics":
         return _metrics(options)
+    if options.command == "serve":
+        return _serve(options, extra)
+    if options.command == "plan":
+        _plan(options)
+        return 0
     if options.command in ("run", "remove"):
         times = {"poll_seconds": options.poll_seconds, "stall_seconds": options.stall_seconds}
         plan = runs.make_plan(options.dataset, options.profile, options.directory, options.config, extra, **times)
@@ -193,6 +224,17 @@ def _print_logs(options: argparse.Namespace) -> None:
         print(human(line, color=sys.stdout.isatty()))
 
 
+def _plan(options: argparse.Namespace) -> None:
+    from speechmill.estimate import earlier_runs, estimate, estimate_text
+    from speechmill.runs import merged_config
+
+    config = merged_config([f"dataset={options.dataset}", *options.config])
+    run_dir = options.directory / config["outdir"] / config["dataset"]
+    history = earlier_runs(run_dir) if options.history is None else options.history
+    found = estimate(config, run_dir, history, profile=options.profile, directory=options.directory)
+    print(json.dumps(found.as_dict(), indent=2) if options.json else estimate_text(found))
+
+
 def _metrics(options: argparse.Namespace) -> int:
     """Exit status 1: a run could not be read."""
     from speechmill.monitor import prometheus
@@ -206,6 +248,14 @@ def _metrics(options: argparse.Namespace) -> int:
     else:
         print(prometheus.exposition(collector), end="")
     return 1 if collector.troubles else 0
+
+
+def _serve(options: argparse.Namespace, extra: list[str]) -> int:
+    try:
+        from speechmill.api.serve import serve
+    except ImportError as error:
+        raise SpeechmillError(f"serve needs more packages: pip install 'speechmill[api]' ({error})") from error
+    return serve(options, extra)
 
 
 def _remove(run_dir: Path, options: argparse.Namespace) -> bool:

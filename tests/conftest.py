@@ -18,7 +18,7 @@ hypothesis.settings.load_profile("speechmill")
 
 # What is configured on this machine is for runs of people.
 os.environ["SPEECHMILL_ALERTS"] = ""
-for name in ("SPEECHMILL_PANOPTES", "SPEECHMILL_PANOPTES_HEADER"):
+for name in ("SPEECHMILL_PANOPTES", "SPEECHMILL_PANOPTES_HEADER", "SPEECHMILL_API", "SPEECHMILL_API_TOKEN_FILE"):
     os.environ.pop(name, None)
 
 BEGIN = time.monotonic()
