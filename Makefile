@@ -43,12 +43,12 @@ demo: demo-corpus
 
 test: demo-corpus
 	@echo "== tests; those of the cluster, which mostly wait for it, run beside all others and are shown after them"
-	@log=$$(mktemp); $(BIN)/python -m pytest $(LIMIT) tests/slurm >"$$log" 2>&1 & slurm=$$!; \
+	@log=$$(mktemp); $(BIN)/python -m pytest $(LIMIT) -m "not runs" tests/slurm >"$$log" 2>&1 & slurm=$$!; \
 	$(BIN)/python -m pytest $(LIMIT) -m "not runs" tests/unit tests/hub tests/browser tests/workflow tests/api; status=$$?; \
 	wait $$slurm || status=1; cat "$$log"; rm "$$log"; exit $$status
 
 test-api: $(STAMP)
-	@$(BIN)/python -m pytest -m runs tests/api
+	@$(BIN)/python -m pytest -m runs tests/api tests/slurm/test_api.py
 
 cluster: demo-corpus
 	@$(BIN)/python tests/slurm/cluster.py start

@@ -15,8 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from speechmill.attempts import failure_text, jobs, read_attempts
-from speechmill.monitor.record import record
+from speechmill.attempts import failure_text
+from speechmill.monitor.record import record, record_and_jobs
 from speechmill.text import plain
 from speechmill.times import span
 
@@ -28,7 +28,8 @@ SHOWN_AT_WORK = 8
 
 def status_json(run_dir: Path) -> str:
     """The record, and every attempt of every job."""
-    return json.dumps(record(run_dir) | {"jobs": jobs(read_attempts(run_dir))}, indent=2)
+    found, jobs = record_and_jobs(run_dir)
+    return json.dumps(found | {"jobs": jobs}, indent=2)
 
 
 def status_text(run_dir: Path) -> str:

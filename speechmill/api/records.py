@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from speechmill.attempts import jobs, read_attempts
 from speechmill.errors import SpeechmillError
-from speechmill.monitor.record import record
+from speechmill.monitor.record import record_and_jobs
 
 KEEP_SECONDS = 2.0
 MOST = 32  # folders
@@ -41,21 +40,34 @@ class Records:
         self._lock = threading.Lock()
 
     def read(self, run_dir: str) -> Reading:
-        """What stands in a folder, at most `keep_seconds` old. Who comes while it is being read waits for that."""
+        """What stands in a folder, at most twice `keep_seconds` old.
+
+        What is older than once that is read again by a thread that nobody waits for: while many ask, none of them does.
+        """
         with self._lock:
             kept = self._kept.setdefault(run_dir, _Kept())
             self._kept.move_to_end(run_dir)
             while len(self._kept) > MOST:
                 self._kept.popitem(last=False)
+        age = time.monotonic() - kept.read_at
+        if kept.reading is not None and age <= 2 * self.keep_seconds:
+            if age > self.keep_seconds and not kept.lock.locked():
+                threading.Thread(target=self._read, args=(kept, run_dir), daemon=True).start()
+            return kept.reading
+        return self._read(kept, run_dir)
+
+    def _read(self, kept: _Kept, run_dir: str) -> Reading:
+        """Read it, unless somebody has done so meanwhile."""
         with kept.lock:
             if kept.reading is None or time.monotonic() - kept.read_at > self.keep_seconds:
+                begin = time.monotonic()
                 kept.reading = read(Path(run_dir))
-                kept.read_at = time.monotonic()
+                kept.read_at = begin
             return kept.reading
 
 
 def read(run_dir: Path) -> Reading:
     try:
-        return Reading(record(run_dir), jobs(read_attempts(run_dir)))
+        return Reading(*record_and_jobs(run_dir))
     except SpeechmillError:
         return Reading(None, [])

@@ -35,7 +35,14 @@ Line = Mapping[str, Any]
 
 
 def record(run_dir: Path, now: float | None = None, ask_slurm: bool = True) -> dict[str, Any]:
-    """The record of a run. Times are ISO 8601 in UTC, `hours` and `audio_*` those of audio.
+    """The record of a run, as `record_and_jobs` tells it."""
+    return record_and_jobs(run_dir, now, ask_slurm)[0]
+
+
+def record_and_jobs(
+    run_dir: Path, now: float | None = None, ask_slurm: bool = True
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The record of a run, and every attempt of every job. Times are ISO 8601 in UTC, `hours` and `audio_*` those of audio.
 
     Slurm is asked at most every QUEUE_SECONDS, and not at all without `ask_slurm`.
 
@@ -60,7 +67,7 @@ def record(run_dir: Path, now: float | None = None, ask_slurm: bool = True) -> d
     _add_rates(stages, done, at_work, since, now if alive or not lines else unix(lines[-1]["time"]))
     finished = [job["ended"] for job in done if job["status"] == "finished"]
     summary, published = (_json(run_dir / path) for path in SINGLE.values())
-    return {
+    found = {
         "run": str(run_dir),
         "dataset": run_dir.resolve().name,
         "state": _state(run_dir, holder, queue, lines),
@@ -90,6 +97,7 @@ def record(run_dir: Path, now: float | None = None, ask_slurm: bool = True) -> d
         "panoptes": _panoptes(run_dir),
         "alerts": _alerts(run_dir),
     }
+    return found, done
 
 
 def _jobs_now(queue: Sequence[slurm.Job], done: Sequence[Mapping[str, Any]], alive: bool) -> dict[str, dict[str, int]]:

@@ -20,12 +20,15 @@ ENDED = ("succeeded", "failed", "cancelled")
 class Server:
     """`speechmill serve` on a directory with the small corpus."""
 
+    profile = "local"
+    snakemake = ("--configfile", "config.yaml", "--cores", "2")
+
     def __init__(self, directory: Path, *options: str, run: Run | None = None, **changes: Any):
         self.run = run or Run(directory / "work", **changes)
         if run is None:
             make_corpus(self.run.directory / "corpus")
         self.state_dir = directory / "state"
-        self.options = ["--profile", "local", "--port", "0", "--poll-seconds", "0.5", *options]
+        self.options = ["--profile", self.profile, "--port", "0", "--poll-seconds", "0.5", *options]
         self.environment = self.run.environment() | {"PYTHONUNBUFFERED": "1"}
         self.log = directory / "server.log"
         self.token = self.new_token("tester", "read,trigger")
@@ -42,11 +45,10 @@ class Server:
 
     def start(self) -> None:
         where = ["--directory", str(self.run.directory), *self.options]
-        snakemake = ["--", "--configfile", "config.yaml", "--cores", "2"]
         with open(self.log, "ab") as log:
             begin = log.tell()
             self.process = subprocess.Popen(
-                self.command(*where, *snakemake), env=self.environment, cwd=ROOT, stdout=log, stderr=log
+                self.command(*where, "--", *self.snakemake), env=self.environment, cwd=ROOT, stdout=log, stderr=log
             )
 
         def said() -> re.Match[str] | None:

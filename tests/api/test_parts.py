@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+import types
 
 import pytest
 import yaml
 
-from speechmill.api import journal, processes
+from speechmill.api import journal, processes, records
 from speechmill.api.auth import Tokens, new_token
 from speechmill.api.keeper import MOST_RESTARTS, Keeper
 from speechmill.api.limits import Buckets
@@ -19,6 +21,7 @@ from speechmill.api.service import _with_config_file
 from speechmill.api.store import Busy, Run
 from speechmill.errors import ConfigError, SpeechmillError
 
+from ..runs import wait_for
 from .quiet import make_service
 
 
@@ -260,3 +263,25 @@ def test_what_is_no_time_is_refused(cron):
 
 def test_a_schedule_is_in_utc():
     assert next_due("30 2 * * *", 1_767_225_600.0) == 1_767_225_600.0 + 2.5 * 3600
+
+
+def test_whoever_asks_while_a_folder_is_read_again_gets_what_was_there(monkeypatch):
+    clock, calls, gate = [100.0], [], threading.Event()
+
+    def slow(folder):
+        calls.append(folder)
+        if len(calls) == 2:
+            gate.wait(30)
+        return records.Reading({"reading": len(calls)}, [])
+
+    monkeypatch.setattr(records, "read", slow)
+    monkeypatch.setattr(records, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    kept = records.Records(keep_seconds=1)
+    assert kept.read("a").record == {"reading": 1}
+    clock[0] += 1.5
+    assert [kept.read("a").record for _ in range(20)] == [{"reading": 1}] * 20  # and the second one waits
+    gate.set()
+    wait_for(lambda: kept.read("a").record == {"reading": 2}, 30)
+    assert len(calls) == 2
+    clock[0] += 3  # nobody asked for long: what was there is too old
+    assert kept.read("a").record == {"reading": 3}
