@@ -9,7 +9,7 @@ from snakemake.logging import logger
 
 sys.path.insert(0, workflow.basedir)
 
-from speechmill import owner, slurm, versions
+from speechmill import events, owner, slurm, versions
 from speechmill.attempts import AttemptLog
 from speechmill.config import (
     dataset_file,
@@ -22,7 +22,6 @@ from speechmill.config import (
 )
 from speechmill.devices import announce_gpus, announced_gpus, visible_gpus
 from speechmill.errors import SpeechmillError
-from speechmill import events
 from speechmill.monitor.watch import watch_run
 
 CONFIG_DIR = Path(workflow.basedir) / "config"

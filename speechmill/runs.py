@@ -185,16 +185,22 @@ def _profile(folder: Path) -> dict[str, Any]:
     raise ConfigError(f"there is no profile {folder}; ours: {', '.join(known)}")
 
 
-def _config_files(extra: Sequence[str], directory: Path) -> list[Path]:
-    """Files after --configfile in further arguments of snakemake."""
-    files: list[Path] = []
+def split_config_files(extra: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Of further arguments of snakemake the files after --configfile, and all that is left without that option."""
+    files: list[str] = []
+    rest: list[str] = []
     taking = False
     for argument in extra:
         if argument.startswith("-"):
             taking = argument in ("--configfile", "--configfiles")
-        elif taking:
-            files.append(directory / argument)
-    return files
+            if taking:
+                continue
+        (files if taking else rest).append(argument)
+    return files, rest
+
+
+def _config_files(extra: Sequence[str], directory: Path) -> list[Path]:
+    return [directory / file for file in split_config_files(extra)[0]]
 
 
 def _update(config: dict[str, Any], other: dict[str, Any]) -> None:

@@ -252,13 +252,5 @@ def _with_config_file(extra: tuple[str, ...], file: Path | None) -> list[str]:
     """Arguments of snakemake with a further --configfile: of several such options only the last counts."""
     if file is None:
         return list(extra)
-    own: list[str] = []
-    rest: list[str] = []
-    taking = False
-    for argument in extra:
-        if argument.startswith("-"):
-            taking = argument in ("--configfile", "--configfiles")
-            if taking:
-                continue
-        (own if taking else rest).append(argument)
+    own, rest = runs.split_config_files(extra)
     return [*rest, "--configfile", *own, str(file)]
