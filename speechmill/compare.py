@@ -69,19 +69,19 @@ def compare(before: Path, after: Path) -> dict[str, Any]:
     summaries = {"before": _summary(before), "after": _summary(after)}
     tables = {"before": _Clips(before, summaries["before"]), "after": _Clips(after, summaries["after"])}
     rows = _same_clips(tables["before"], tables["after"])
-    settings = [_dotted(summary["config"]) for summary in summaries.values() if "config" in summary]
+    settings = [dotted(summary["config"]) for summary in summaries.values() if "config" in summary]
     found: dict[str, Any] = {
         "before": str(before),
         "after": str(after),
-        "facts": _differing(*({name: s[name] for name in FACTS if name in s} for s in summaries.values())),
+        "facts": differing(*({name: s[name] for name in FACTS if name in s} for s in summaries.values())),
         "clips": {
             state: _counts(summaries, "clips", state) | _shares(summaries, state) for state in ("input", *STATES)
         },
         "hours": {
-            state: _difference(*(round(table.hours[state], 6) for table in tables.values()))
+            state: difference(*(round(table.hours[state], 6) for table in tables.values()))
             for state in ("input", *STATES)
         },
-        "hours_published": _difference(*(summary["hours"]["accepted"] for summary in summaries.values())),
+        "hours_published": difference(*(summary["hours"]["accepted"] for summary in summaries.values())),
         **{
             name: {
                 reason: _counts(summaries, name, reason)
@@ -97,8 +97,8 @@ def compare(before: Path, after: Path) -> dict[str, Any]:
         "metrics_only_before": sorted(tables["before"].metrics - tables["after"].metrics),
         "metrics_only_after": sorted(tables["after"].metrics - tables["before"].metrics),
         "rates": _rates(summaries),
-        "configuration": _differing(*settings) if len(settings) == 2 else None,
-        "versions": _differing(summaries["before"]["versions"], summaries["after"]["versions"]),
+        "configuration": differing(*settings) if len(settings) == 2 else None,
+        "versions": differing(summaries["before"]["versions"], summaries["after"]["versions"]),
     }
     return found | {"changed": _has_changed(found)}
 
@@ -316,7 +316,7 @@ def _rates(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
 
 
 def _counts(summaries: Mapping[str, Mapping[str, Any]], group: str, name: str) -> dict[str, int]:
-    return _difference(*(summary[group].get(name, 0) for summary in summaries.values()))
+    return difference(*(summary[group].get(name, 0) for summary in summaries.values()))
 
 
 def _shares(summaries: Mapping[str, Mapping[str, Any]], state: str) -> dict[str, float]:
@@ -331,11 +331,11 @@ def _shares(summaries: Mapping[str, Mapping[str, Any]], state: str) -> dict[str,
     }
 
 
-def _difference(before: Any, after: Any) -> dict[str, Any]:
+def difference(before: Any, after: Any) -> dict[str, Any]:
     return {"before": before, "after": after, "difference": round(after - before, 6)}
 
 
-def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Name -> the values before and after, of names that are not in both with the same value."""
     return {
         name: {side: values[name] for side, values in zip(SIDES, (before, after), strict=True) if name in values}
@@ -344,11 +344,11 @@ def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by their dotted names; lists are values."""
     found: dict[str, Any] = {}
     for name, value in config.items():
-        found |= _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        found |= dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return found
 
 

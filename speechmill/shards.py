@@ -32,6 +32,9 @@ IDENTITY = [
     pa.field("source_member", pa.string()),  # of an archive
 ]
 
+# What a corpus says of the person who speaks: for the report's counts. The published tables have no such columns.
+PERSONAL = [pa.field("gender", pa.string()), pa.field("age", pa.string())]
+
 MANIFEST = pa.schema(
     [
         *IDENTITY,
@@ -63,6 +66,7 @@ LEDGER = pa.schema(
         pa.field("text", pa.string()),
         pa.field("language", pa.string()),
         pa.field("speaker_id", pa.string()),
+        *PERSONAL,
         pa.field("license", pa.string()),
     ]
 )
@@ -106,6 +110,7 @@ RANKING = pa.schema(
         pa.field("text", pa.string()),
         pa.field("language", pa.string()),
         pa.field("speaker_id", pa.string()),
+        *PERSONAL,
         pa.field("license", pa.string()),
         pa.field("input_duration", pa.float64()),
         pa.field("duration", pa.float64()),
@@ -172,6 +177,11 @@ ROW_GROUP_BYTES = (
 def ranking_schema(metrics: Iterable[str]) -> pa.Schema:
     """`RANKING`, then a column for each metric, in the order given."""
     return pa.schema([*RANKING, *(pa.field(name, pa.float64()) for name in metrics)])
+
+
+def scores_schema(metrics: Iterable[str]) -> pa.Schema:
+    """As `ranking_schema`, without `PERSONAL`: what is published of every clip."""
+    return pa.schema([field for field in ranking_schema(metrics) if field not in PERSONAL])
 
 
 def conform(part: pa.Table | pa.RecordBatch, schema: pa.Schema) -> pa.Table:

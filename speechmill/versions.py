@@ -10,8 +10,8 @@ from importlib import metadata
 
 ENHANCE = 4
 SCORE = 3
-RANK = 2
-REPORT = 2
+RANK = 3
+REPORT = 3
 PUBLISH = 5
 
 PACKAGES = (

@@ -29,6 +29,7 @@ from speechmill.parallel import Behind, bounded_map
 from speechmill.parts import Parts
 from speechmill.shards import ENHANCED, LEDGER, table_writer, with_models
 from speechmill.sources import Source
+from speechmill.sources.columns import stated
 from speechmill.transcript import normalize, utterance_key
 from speechmill.vad import CHUNK, vad_versions
 from speechmill.vad import RATE as MODEL_RATE
@@ -135,11 +136,11 @@ def _key(batch_json: Path, config: dict[str, Any], found: Mapping[str, Any], dev
 
 
 def _complete(row: dict[str, Any], dataset: str) -> dict[str, Any]:
-    """A source's row with the clip's id, its transcript in one form, and what the same utterance has in common."""
+    """A source's row with the clip's id, its transcript in one form, what the same utterance has in common, and who speaks."""
     row = identify(row, dataset)
     row["text_norm"] = normalize(row.get("text"))
     row["utterance"] = utterance_key(row["text_norm"], row.get("speaker_id"))
-    return row
+    return row | stated(row.get("extra"))
 
 
 def _samples(loaded: Loaded) -> int:

@@ -46,8 +46,8 @@ from speechmill.shards import (
     conform,
     leaf_paths,
     models_of,
-    ranking_schema,
     reading_shard,
+    scores_schema,
 )
 from speechmill.splits import SPLITS
 
@@ -100,7 +100,7 @@ def plan_files(found: Survey, profile: dict[str, Any], config: dict[str, Any]) -
     settings, rate = config["publish"], config["enhance"]["sampling_rate"]
     by_batch = shuffled_by(settings) == "batch"
     criteria = sha256_json(profile.get("criteria"))
-    data, scores = data_schema(found.metrics, rate), ranking_schema(found.metrics)
+    data, scores = data_schema(found.metrics, rate), scores_schema(found.metrics)
     common = [versions.PUBLISH, pa.__version__, settings["seed"], criteria, versions.RANK]
     plan = []
     for shard in plan_data(found, settings["seed"], settings["shard_bytes"], rate, by_batch):

@@ -1,4 +1,4 @@
-"""What the corpus itself says about the weights: entropy, CRITIC, correlation and saturation. Advice only.
+"""What the corpus itself says about the weights: entropy, CRITIC, correlation, saturation, sensitivity. Advice only.
 
 Nothing here touches a decision: whoever agrees writes the weights into a profile.
 """
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from speechmill.parallel import bounded_map
 from speechmill.ranking.profile import FrozenProfile
+from speechmill.ranking.sensitivity import sensitivity
 from speechmill.ranking.topsis import Array, scale_all
 
 SAMPLE_ROWS = 200_000
@@ -33,11 +34,11 @@ def advise(
 
     Returns `rows` (sampled), `complete_rows` (with every criterion: entropy, CRITIC and correlation use those),
     `criteria` {metric: {profile, entropy, critic, at_low, at_high}}, `correlation` {metric: {metric: r}} of the
-    scaled values, and `warnings`. A figure that the data do not give is None. Deterministic: a sample is chosen by
+    scaled values, `warnings`, and `sensitivity` (of that name's module). A figure that the data do not give is None. Deterministic: a sample is chosen by
     the clips' ids, whatever the order or number of files.
     """
     metrics = [criterion.metric for criterion in profile.criteria]
-    sample = _sample(rankings, metrics, rows)
+    sample, clips = _sample(rankings, metrics, rows)
     columns = {name: sample[name].to_numpy() for name in metrics}
     scaled = scale_all(columns, profile.criteria, sample.num_rows)
     complete = np.ascontiguousarray(scaled[~np.isnan(scaled).any(axis=1)])
@@ -53,6 +54,7 @@ def advise(
             a: {b: _plain(correlation[i, j]) for j, b in enumerate(metrics)} for i, a in enumerate(metrics)
         },
         "warnings": [],
+        "sensitivity": sensitivity(scaled, sample["decided"].to_numpy(), profile, sample.num_rows == clips),
     }
     for index, criterion in enumerate(profile.criteria):
         values = columns[criterion.metric][~np.isnan(columns[criterion.metric])]
@@ -139,24 +141,30 @@ def _clip_tails(matrix: Array) -> Array:
     return np.clip(matrix, low, high)
 
 
-def _sample(rankings: Iterable[str | os.PathLike[str]], metrics: list[str], rows: int) -> pa.Table:
-    """At most `rows` scored clips, no duplicates: those whose reversed ids come first.
+def _sample(rankings: Iterable[str | os.PathLike[str]], metrics: list[str], rows: int) -> tuple[pa.Table, int]:
+    """At most `rows` scored clips, no duplicates: those whose reversed ids come first. And how many there are in all.
+
+    `decided` are those that closeness accepts or rejects: they pass all gates, and are neither held out nor removed.
 
     Ids are hashes, so any order of theirs is random, and the reversed one is independent of which of several
     duplicates was kept.
     """
-    schema = pa.schema([*(pa.field(name, pa.float64()) for name in metrics), pa.field("key", pa.string())])
+    fields = [*(pa.field(name, pa.float64()) for name in metrics), pa.field("decided", pa.bool_())]
+    schema = pa.schema([*fields, pa.field("key", pa.string())])
 
     def scored(path: str | os.PathLike[str]) -> pa.Table:
         with pq.ParquetFile(path) as file:
-            table = file.read(columns=["id", "state", "closeness", *metrics])
+            table = file.read(columns=["id", "state", "criterion", "closeness", *metrics])
         wanted = pc.and_(pc.not_equal(table["state"], "duplicate"), pc.is_valid(table["closeness"]))
+        by_closeness = pc.fill_null(pc.equal(table["criterion"], "closeness"), False)
+        table = table.append_column("decided", pc.or_(pc.equal(table["state"], "accepted"), by_closeness))
         table = table.append_column("key", pc.utf8_reverse(table["id"]))
         return table.select(schema.names).filter(wanted).cast(schema)
 
-    kept, held, last = [schema.empty_table()], 0, None
+    kept, held, last, clips = [schema.empty_table()], 0, None, 0
     with ThreadPoolExecutor(READERS) as pool:
         for table in bounded_map(pool, scored, rankings, ahead=2 * READERS):
+            clips += len(table)
             if last is not None:  # most rows come after a sample that is full
                 table = table.filter(pc.less_equal(table["key"], last))
             kept.append(table)
@@ -164,7 +172,7 @@ def _sample(rankings: Iterable[str | os.PathLike[str]], metrics: list[str], rows
             if held > 2 * rows:
                 kept = [_first(kept, rows)]
                 held, last = rows, kept[0]["key"][-1]
-    return _first(kept, rows)
+    return _first(kept, rows), clips
 
 
 def _first(tables: list[pa.Table], rows: int) -> pa.Table:

@@ -14,8 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from speechmill.config import deciding_settings
-from speechmill.ledger import STATES, check_balance, count_states
+from speechmill.ledger import STATES, check_balance, count_states, tally
 from speechmill.ranking.profile import FrozenProfile
+from speechmill.report.breakdown import COLUMNS as WHO
+from speechmill.report.breakdown import Breakdown, breakdown_of
 from speechmill.shards import RANKING, conform, noted, ranking_schema, table_writer
 
 READ_ROWS = 65_536
@@ -148,6 +150,7 @@ class Overview:
     failed: dict[str, int] = field(default_factory=dict)  # batch -> clips
     clips: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: {"input": 0.0, "accepted": 0.0})
+    input_seconds: Counter[str] = field(default_factory=Counter)  # of decoded input, by state
     unranked: Counter[str] = field(default_factory=Counter)  # criterion -> clips rejected before they were scored
     rejected_by: Counter[str] = field(default_factory=Counter)
     errored_by: Counter[str] = field(default_factory=Counter)
@@ -157,6 +160,7 @@ class Overview:
     metrics: dict[str, Distribution] = field(default_factory=dict)
     passed_over: Counter[str] = field(default_factory=Counter)  # of the source, what belongs to no clip
     near_duplicates: int = 0  # accepted clips that sound like another one
+    breakdown: Breakdown = field(default_factory=Breakdown)  # who is filtered out
     closeness: dict[str, Distribution] = field(
         default_factory=lambda: {name: Distribution() for name in ("ranked", "accepted", "closeness", "gate")}
     )
@@ -178,7 +182,8 @@ def overview(ranking_files: Iterable[Path], failed: Mapping[str, int] | None = N
             metrics = [name for name in names if name not in RANKING.names]
             for name in metrics:
                 found.metrics.setdefault(name, Distribution())
-            for part in file.iter_batches(batch_size=READ_ROWS, columns=[*_COLUMNS, *metrics]):
+            columns = [name for name in dict.fromkeys([*_COLUMNS, *WHO, *metrics]) if name in names]
+            for part in file.iter_batches(batch_size=READ_ROWS, columns=columns):
                 _add(found, pa.Table.from_batches([part]), metrics)
         counts = {state: found.clips[state] - before[state] for state in ("input", *STATES)}
         check_balance(counts, f"batch {Path(path).stem}")
@@ -193,6 +198,8 @@ def overview(ranking_files: Iterable[Path], failed: Mapping[str, int] | None = N
 
 def _add(found: Overview, table: pa.Table, metrics: Sequence[str]) -> None:
     found.clips.update(count_states(table))
+    found.input_seconds.update(tally(table["state"], table["input_duration"])["audio_seconds"])
+    found.breakdown.add(table)
     about = table.select(_COLUMNS)
     of_state = {state: about.filter(pc.equal(table["state"], state)) for state in ("accepted", "rejected", "errored")}
     found.seconds["input"] += pc.sum(table["input_duration"]).as_py() or 0.0
@@ -254,9 +261,11 @@ def summarize(
         "failed_batches": dict(sorted(found.failed.items())),
         "clips": {state: found.clips[state] for state in ("input", *STATES)},
         "hours": {name: round(seconds / 3600, 6) for name, seconds in found.seconds.items()},
+        "input_hours": {state: round(found.input_seconds[state] / 3600, 6) for state in STATES},
         "rejected_by": dict(sorted(found.rejected_by.items())),
         "errored_by": dict(sorted(found.errored_by.items())),
         "near_duplicates": found.near_duplicates,
+        "breakdown": breakdown_of(found.breakdown),
         "passed_over": dict(sorted(found.passed_over.items())),
         "source_notes": list(source.get("notes", ())),
         "variants": {name: found.variants[name] for name in ("original", "enhanced")},

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from speechmill.shards import MANIFEST
+from speechmill.text import plain
 
 # What a source says of a clip; who it is (id, source) is added by the manifest or the enhance job.
 CLIP = pa.schema([field for field in MANIFEST if field.name not in ("id", "source")])
@@ -25,6 +26,10 @@ GUESSES: dict[str, tuple[str, ...]] = {
     "source_split": ("source_split", "split"),
     "license": ("license", "licence"),
 }
+
+# What corpora call what they say of the speaker; among their other columns these stay where they are, in `extra`.
+STATED: dict[str, tuple[str, ...]] = {"gender": ("gender", "sex"), "age": ("age", "age_group")}
+STATED_LENGTH = 40  # characters
 
 
 def map_columns(available: Iterable[str], configured: dict[str, str]) -> dict[str, str]:
@@ -50,6 +55,16 @@ def clip_columns(row: dict[str, Any], mapping: dict[str, str], section: dict[str
     rest = {key: _plain(value) for key, value in row.items() if key not in used and value not in (None, "")}
     values["extra"] = json.dumps(rest, ensure_ascii=False, sort_keys=True) if rest else None
     return values
+
+
+def stated(extra: str | None) -> dict[str, str | None]:
+    """Gender and age of the speaker as the corpus writes them into a clip's `extra`; None where it does not."""
+    columns = {name.lower(): value for name, value in json.loads(extra or "{}").items()}
+    found: dict[str, str | None] = {}
+    for ours, names in STATED.items():
+        value = next((columns[name] for name in names if name in columns), None)
+        found[ours] = plain(value, STATED_LENGTH) or None if isinstance(value, (str, int, float)) else None
+    return found
 
 
 def clip_table(rows: list[dict[str, Any]]) -> pa.Table:

@@ -1,6 +1,7 @@
 """The corpora in the layouts that they really have, read with their defects."""
 
 import io
+import json
 import tarfile
 from collections import Counter
 
@@ -8,6 +9,7 @@ import pytest
 import soundfile
 
 from speechmill.errors import ClipError, ConfigError, SourceError
+from speechmill.sources.columns import stated
 
 from .. import corpora
 from ..corpora import configured, list_and_read
@@ -296,3 +298,17 @@ def test_a_cut_archive_says_so_and_keeps_whole_members(tmp_path, name, cut):
 def test_settings_that_do_not_fit_a_kind_are_named(tmp_path, source, message):
     with pytest.raises(ConfigError, match=message):
         configured(tmp_path, **source)
+
+
+@pytest.mark.parametrize(
+    ("extra", "gender", "age"),
+    [
+        ({"gender": "female_feminine", "age": "twenties"}, "female_feminine", "twenties"),  # Common Voice
+        ({"Sex": "M", "AGE": 41}, "M", "41"),
+        ({"gender": "x\n\x00" + "y" * 999}, "x " + "y" * 37 + "…", None),
+        ({"gender": {"guess": "f"}, "age": "  "}, None, None),
+        (None, None, None),
+    ],
+)
+def test_who_speaks_is_as_the_corpus_writes_it_and_bounded(extra, gender, age):
+    assert stated(extra and json.dumps(extra)) == {"gender": gender, "age": age}

@@ -39,9 +39,9 @@ def corpus(tmp_path):
     return folder
 
 
-def run(tmp_path, corpus, found=None, **enhance):
+def run(tmp_path, corpus, found=None, metadata=None, **enhance):
     """The rows of the shard and of the ledger, by source file. `found` overrides what preflight finds."""
-    source_section = {"kind": "folder", "path": str(corpus)}
+    source_section = {"kind": "folder", "path": str(corpus), "metadata": metadata and str(metadata)}
     config = validate_config(
         {"dataset": "x", "outdir": str(tmp_path / "results"), "source": source_section, "enhance": enhance},
         ROOT / "config",
@@ -77,6 +77,18 @@ def test_a_clip_carries_its_audio_its_provenance_and_its_measurements(tmp_path, 
     compressions = {group.column(i).path_in_schema: group.column(i).compression for i in range(group.num_columns)}
     assert compressions["audio.bytes"] == "UNCOMPRESSED"
     assert compressions["text"] == "ZSTD"
+
+
+def test_the_ledger_says_who_speaks_also_in_clips_that_are_rejected(tmp_path, corpus):
+    soundfile.write(corpus / "1.wav", np.zeros(32_000), 16_000, subtype="PCM_16")
+    metadata = tmp_path / "clips.jsonl"
+    metadata.write_text('{"path": "0.wav", "gender": " male ", "age": 30}\n{"path": "1.wav", "Sex": "F", "age": ""}\n')
+    shard, ledger = run(tmp_path, corpus, metadata=metadata)
+    assert (ledger["0.wav"]["gender"], ledger["0.wav"]["age"]) == ("male", "30")
+    assert (ledger["1.wav"]["state"], ledger["1.wav"]["gender"], ledger["1.wav"]["age"]) == ("rejected", "F", None)
+    assert (ledger["2.wav"]["gender"], ledger["2.wav"]["age"]) == (None, None)
+    assert not {"gender", "age"} & set(shard["0.wav"])  # published shards are made of these columns
+    assert '"gender": " male "' in shard["0.wav"]["extra"]
 
 
 @pytest.mark.parametrize(("rate", "level"), [(48000, "aggressive"), (22050, "light"), (16000, "none")])
