@@ -1,8 +1,8 @@
 """What 10 million clips and more cost beside the work on audio: `python benchmarks/scale.py --clips 10000000`.
 
 plan: a real run of one clip is multiplied, its files and Snakemake's records of them, and planned again and again.
-tables: duplicates, ranking, advice and report over synthetic ledgers and scores, each in a process of its own, and the
-comparison of two such runs.
+tables: duplicates, ranking, advice and report over synthetic ledgers and scores, each in a process of its own, the
+preview of another ranking (speechmill rerank), and the comparison of two such runs.
 Prints seconds, CPU seconds, peak memory of all processes together, and the target where there is one (for 10 million
 clips; memory of the tables for any number). With --check, a target that is missed ends it with status 1.
 """

@@ -29,7 +29,15 @@ BATCH = 10_000
 REPEATS = 0.01  # of the clips repeat one of the batch before
 STATES = {"passed": 0.93, "rejected": 0.05, "errored": 0.02}
 EXAMPLES = 4
-CONFIG = {"dataset": "synthetic", "enhance": {}, "score": {}, "rank": {}, "report": {"examples": EXAMPLES}}
+RANK = {"profile": "asr", "threshold": None, "weights": {}}
+CONFIG = {
+    "dataset": "synthetic",
+    "enhance": {},
+    "score": {},
+    "rank": RANK,
+    "report": {"examples": EXAMPLES, "rejected_examples": 2, "audit": 24},
+}
+MEASURED = [*ENHANCE_METRICS, *(m.name for group in SETS["light"] for m in GROUP_METRICS[group])]
 
 
 def make_batch(folder: Path, number: int) -> None:
@@ -75,7 +83,7 @@ def make_batch(folder: Path, number: int) -> None:
         "variant_reason": [f"clean enough: input_snr_db {value:.1f} >= 18" for value in snr],
     }
     bounds = {criterion.metric: (criterion.low, criterion.high) for criterion in profile().criteria}
-    for name in sorted([*ENHANCE_METRICS, *(m.name for group in SETS["light"] for m in GROUP_METRICS[group])]):
+    for name in sorted(MEASURED):
         low, high = bounds.get(name, (0.0, 1.0))
         scores[name] = random.normal((low + high) / 2, (high - low) / 5, rows)
     scores |= {"input_snr_db": snr, "input_clip_ratio": np.where(random.random(rows) < 0.9, 0.0, random.random(rows))}
@@ -107,8 +115,7 @@ def fill(columns: dict, schema: pa.Schema) -> pa.Table:
 @functools.cache
 def profile() -> FrozenProfile:
     folder = Path(__file__).resolve().parents[1] / "config" / "ranking"
-    measured = [*ENHANCE_METRICS, *(m.name for group in SETS["light"] for m in GROUP_METRICS[group])]
-    return freeze(load_profile(folder / "asr.yaml", folder, all_metrics()), measured, None)
+    return freeze(load_profile(folder / "asr.yaml", folder, all_metrics()), MEASURED, None)
 
 
 # What the scripts of the workflow do, over all batches
@@ -158,8 +165,17 @@ def report(folder: Path) -> None:
         {},
         [],
         {},
-        *(folder / "report" / name for name in ("report.html", "summary.json", "ranking.parquet")),
+        *(folder / "report" / name for name in ("report.html", "summary.json", "ranking.parquet", "plots")),
     )
+
+
+def rerank(folder: Path) -> None:
+    from speechmill.rerank import preview
+    from speechmill.rerank_text import preview_text
+
+    write_json(folder / "preflight.json", {"metrics": MEASURED})
+    write_json(folder / "ranking" / "profile.json", profile().to_json())
+    print(preview_text(preview(folder, threshold=0.6, weights={"noise": 0.4})))
 
 
 def make_other_run(folder: Path) -> None:
@@ -198,16 +214,23 @@ def files(folder: Path, stage: str) -> list[Path]:
 def make_examples(folder: Path) -> None:
     """Enhanced shards with the clips that the report plays, and no others."""
     from speechmill.audio.encode import encode_flac
+    from speechmill.report.audit_sample import choose_audit
     from speechmill.report.examples import choose
 
     audio = {"bytes": encode_flac(np.sin(np.arange(80_000) / 20).astype(np.float32) / 4, 16_000), "path": "clip.flac"}
-    rows = [row for group in choose(files(folder, "ranking"), EXAMPLES).values() for row in group]
+    settings = CONFIG["report"]
+    groups = choose(files(folder, "ranking"), settings["examples"], settings["rejected_examples"])
+    rows = [row for group in groups.values() for row in group]
+    heard = [folder / "ranking" / f"{batch}.parquet" for batch in sorted({row["batch"] for row in rows})]
+    rows += [one["row"] for one in choose_audit(heard, settings["audit"])]
     for batch in {row["batch"] for row in rows}:
         clips = [{"id": name, "audio": audio} for name in {row["id"] for row in rows if row["batch"] == batch}]
         write_table(pa.Table.from_pylist(clips, schema=ENHANCED), folder / "enhanced" / f"{batch}.parquet")
 
 
-STEPS = {step.__name__: step for step in (duplicates, rank, advice, report, make_examples, make_other_run, compare)}
+STEPS = {
+    step.__name__: step for step in (duplicates, rank, advice, report, rerank, make_examples, make_other_run, compare)
+}
 
 
 def tables(folder: Path, clips: int, table: Table) -> None:
@@ -225,6 +248,8 @@ def tables(folder: Path, clips: int, table: Table) -> None:
             together += found.seconds
             table.cost(f"{step}, {clips:,} clips", found, 60 if due else None, 2000)
     table.row("together", f"{together:.1f} s", "60 s" if due else "", not due or together < 60)
+    found = cost([sys.executable, __file__, "rerank", str(folder)], folder)
+    table.cost(f"preview of another threshold and weight, {clips:,} clips", found, 60 if due else None, 2000)
     cost([sys.executable, __file__, "make_other_run", str(folder)], folder)
     found = cost([sys.executable, __file__, "compare", str(folder)], folder)
     table.cost(f"compare with another run, {clips:,} clips each", found, 120 if due else None, 2000)

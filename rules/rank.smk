@@ -50,6 +50,7 @@ rule profile:
     params:
         version=versions.RANK,
         threshold=config["rank"]["threshold"],
+        weights=config["rank"]["weights"],
     script:
         "../scripts/profile.py"
 

@@ -9,4 +9,5 @@ with logged(snakemake):
 
     profile = load_profile(snakemake.input.profile, Path(snakemake.input.schema).parent, all_metrics())
     measured = read_json(snakemake.input.preflight)["metrics"]
-    write_json(snakemake.output.profile, freeze(profile, measured, snakemake.params.threshold).to_json())
+    rank = snakemake.params
+    write_json(snakemake.output.profile, freeze(profile, measured, rank.threshold, rank.weights).to_json())

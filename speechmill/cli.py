@@ -41,6 +41,8 @@ def _here(given: list[str]) -> int:
         _parser().error("remove needs --clip or --speaker")
     if options.command == "alerts" and not options.run and not options.test:
         _parser().error("alerts needs the folder of a run, or --test")
+    if options.command == "rerank" and options.background and not options.publish:
+        _parser().error("--background goes with --publish")
     if options.command == "metrics" and options.every is not None and not (options.textfile and options.every > 0):
         _parser().error("--every takes seconds above 0 and goes with --textfile")
     return _call(options, given[end + 1 :])
@@ -95,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_export(commands)
     _add_compare(commands)
+    _add_rerank(commands, started)
+    _add_audit(commands)
     _add_metrics(commands)
     _add_serve(commands)
     supervise = commands.add_parser("supervise")  # what --background starts
@@ -134,6 +138,29 @@ def _add_compare(commands: Any) -> None:
     command.add_argument("before", type=Path, metavar="RUN", help="folder of a run, such as results/demo")
     command.add_argument("after", type=Path, metavar="RUN", help="folder of the run that is held against it")
     command.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_audit(commands: Any) -> None:
+    command = commands.add_parser("audit", help="what people heard against what the ranking decided")
+    command.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run, such as results/demo")
+    command.add_argument("sheets", nargs="+", type=Path, metavar="SHEET", help="saved from the report's page")
+    command.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_rerank(commands: Any, started: argparse.ArgumentParser) -> None:
+    command = commands.add_parser(
+        "rerank", parents=[started], help="what another profile, threshold or weights would change, without audio"
+    )
+    command.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run, such as results/demo")
+    command.add_argument("--profile", metavar="NAME|PATH", help="ranking profile (default: as configured)")
+    command.add_argument("--threshold", type=float, metavar="T", help="closeness from which a clip is accepted, 0 to 1")
+    command.add_argument(
+        "--weights", nargs="+", default=[], metavar="GROUP=W", help="of groups, in place of the profile's"
+    )
+    command.add_argument("--json", action="store_true", help="for programs")
+    command.add_argument(
+        "--publish", action="store_true", help="then do it: rank, report, and publish what has changed"
+    )
 
 
 def _add_metrics(commands: Any) -> None:
@@ -176,6 +203,15 @@ def _call(options: argparse.Namespace, extra: list[str]) -> int:
         found = compare(options.before, options.after)
         print(json.dumps(found, indent=2) if options.json else comparison_text(found))
         return 0
+    if options.command == "audit":
+        from speechmill.audit.audit import audit
+        from speechmill.audit.text import audit_text
+
+        judged = audit(options.run, options.sheets)
+        print(json.dumps(judged, indent=2) if options.json else audit_text(judged))
+        return 0
+    if options.command == "rerank":
+        return _rerank(options)
     if options.command == "metrics":
         return _metrics(options)
     if options.command == "serve":
@@ -233,6 +269,17 @@ def _plan(options: argparse.Namespace) -> None:
     history = earlier_runs(run_dir) if options.history is None else options.history
     found = estimate(config, run_dir, history, profile=options.profile, directory=options.directory)
     print(json.dumps(found.as_dict(), indent=2) if options.json else estimate_text(found))
+
+
+def _rerank(options: argparse.Namespace) -> int:
+    from speechmill import runs
+    from speechmill.rerank import preview, publish_plan, read_weights
+    from speechmill.rerank_text import preview_text
+
+    found = preview(options.run, options.profile, options.threshold, read_weights(options.weights))
+    plan = publish_plan(options.run, found) if options.publish else None
+    print(json.dumps(found, indent=2) if options.json else preview_text(found), flush=True)
+    return runs.start(plan, options.background) if plan else 0
 
 
 def _metrics(options: argparse.Namespace) -> int:

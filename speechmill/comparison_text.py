@@ -27,12 +27,12 @@ def comparison_text(found: Mapping[str, Any]) -> str:
     parts += [_states_text(found), _transitions_text(found)]
     for name, title in zip(COUNTED, ("Rejected by", "Errored by", "Variant of ranked clips"), strict=True):
         reasons = sorted(found[name].items(), key=lambda item: -abs(item[1]["difference"]))
-        lines = [[reason, *_signed(one)] for reason, one in reasons if one["difference"]]
-        parts.append(_table(title, ["", "before", "after", "difference"], lines))
+        lines = [[reason, *signed(one)] for reason, one in reasons if one["difference"]]
+        parts.append(table_text(title, ["", "before", "after", "difference"], lines))
     parts += _metrics_text(found)
     for name, title in (("facts", "Run"), ("configuration", "Configuration"), ("versions", "Versions")):
         values = [[key, *(_shown(one, side) for side in SIDES)] for key, one in (found[name] or {}).items()]
-        parts.append(_table(title, ["", *SIDES], values, justify="left"))
+        parts.append(table_text(title, ["", *SIDES], values, justify="left"))
     if unknown:
         parts.append("Configuration: unknown, an older summary does not tell it")
     stages = [
@@ -43,7 +43,7 @@ def comparison_text(found: Mapping[str, Any]) -> str:
         for stage, one in found["rates"].items()
     ]
     title = "Rates (before → after): hours of input per hour that the jobs took in their last attempts"
-    parts.append(_table(title, ["", "jobs", "seconds", "hours per hour"], stages))
+    parts.append(table_text(title, ["", "jobs", "seconds", "hours per hour"], stages))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -52,10 +52,10 @@ def _states_text(found: Mapping[str, Any]) -> str:
     for state in ("input", *STATES):
         clips = found["clips"][state]
         shares = [f"{clips['percent_before']:.2f}", f"{clips['percent_after']:.2f}", f"{clips['percent_points']:+.2f}"]
-        lines.append([state, *_signed(clips), *shares, *_signed(found["hours"][state], ".2f")])
-    lines.append(["published", *[""] * 6, *_signed(found["hours_published"], ".2f")])
+        lines.append([state, *signed(clips), *shares, *signed(found["hours"][state], ".2f")])
+    lines.append(["published", *[""] * 6, *signed(found["hours_published"], ".2f")])
     header = ["", "clips before", "after", "", "% before", "after", "points", "hours before", "after", ""]
-    return _table("Clips, and hours of their input, by state", header, lines)
+    return table_text("Clips, and hours of their input, by state", header, lines)
 
 
 def _transitions_text(found: Mapping[str, Any]) -> str:
@@ -67,7 +67,7 @@ def _transitions_text(found: Mapping[str, Any]) -> str:
     if not count:
         return f"{both}; each has the state that it had"
     lines = [[was, *(f"{line[became]:,}" for became in STATES)] for was, line in found["transitions"].items()]
-    return _table(f"{both}; {count:,} have another state", ["before \\ after", *STATES], lines)
+    return table_text(f"{both}; {count:,} have another state", ["before \\ after", *STATES], lines)
 
 
 def _metrics_text(found: Mapping[str, Any]) -> list[str]:
@@ -75,14 +75,16 @@ def _metrics_text(found: Mapping[str, Any]) -> list[str]:
     spread, clips = [], []
     for one in different:
         pairs = [_arrow(one["before"][key], one["after"][key]) for key in ("mean", *QUANTILES)]
-        spread.append([one["metric"], _number(one["ks_statistic"]), *pairs])
+        spread.append([one["metric"], number_text(one["ks_statistic"]), *pairs])
         both = one["in_both"]
-        clips.append([one["metric"], f"{both['clips']:,}", f"{both['changed']:,}", _number(both["mean_difference"])])
+        clips.append(
+            [one["metric"], f"{both['clips']:,}", f"{both['changed']:,}", number_text(both["mean_difference"])]
+        )
     title = "Metrics of ranked clips (before → after), by the Kolmogorov-Smirnov statistic (KS)"
-    parts = [_table(title, ["", "KS", "mean", *QUANTILES], spread)]
+    parts = [table_text(title, ["", "KS", "mean", *QUANTILES], spread)]
     if found["clips_in_both"]:
         header = ["", "measured in both", "changed", "mean difference"]
-        parts.append(_table("Metrics of clips that are in both runs", header, clips))
+        parts.append(table_text("Metrics of clips that are in both runs", header, clips))
     same = len(found["metrics"]) - len(different)
     parts.append(f"{same} more metrics are the same" if different and same else "")
     for side in SIDES:
@@ -91,7 +93,7 @@ def _metrics_text(found: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], justify: Justify = "right") -> str:
+def table_text(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], justify: Justify = "right") -> str:
     """Columns below a title, the first to the left; empty without lines."""
     from rich.console import Console
     from rich.table import Table
@@ -108,15 +110,15 @@ def _table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], ju
     return "\n".join([title, *(f"  {line}".rstrip() for line in out.getvalue().splitlines())])
 
 
-def _signed(one: Mapping[str, Any], form: str = "") -> list[str]:
+def signed(one: Mapping[str, Any], form: str = "") -> list[str]:
     return [f"{one['before']:,{form}}", f"{one['after']:,{form}}", f"{one['difference']:+,{form}}"]
 
 
 def _arrow(before: float | None, after: float | None) -> str:
-    return f"{_number(before)} → {_number(after)}"
+    return f"{number_text(before)} → {number_text(after)}"
 
 
-def _number(value: float | None) -> str:
+def number_text(value: float | None) -> str:
     if value is None:
         return "—"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

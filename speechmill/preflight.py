@@ -19,7 +19,7 @@ from speechmill.errors import ConfigError, SourceError, SpeechmillError
 from speechmill.files import read_json
 from speechmill.metrics import ENHANCE_METRICS, MetricGroup, all_metrics, load_groups, resolve_groups
 from speechmill.policy import check_policy
-from speechmill.ranking.profile import load_profile
+from speechmill.ranking.profile import load_profile, with_weights
 from speechmill.sources import open_source
 from speechmill.vad import vad_versions
 
@@ -170,7 +170,8 @@ def _check_models(config: dict[str, Any], report: dict[str, Any]) -> list[str]:
 
 def _check_profile(config: dict[str, Any], config_dir: Path) -> list[str]:
     try:
-        load_profile(profile_path(config, config_dir), config_dir / "ranking", all_metrics())
+        profile = load_profile(profile_path(config, config_dir), config_dir / "ranking", all_metrics())
+        with_weights(profile, config["rank"]["weights"])
     except ConfigError as error:
         return [str(error)]
     return []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,70 @@ from speechmill.removal import REMOVED, Removals, is_removed
 from speechmill.shards import IDENTITY, RANKING
 
 # What describes a clip in the result: taken from the first table that has it, `described`, then `scores`.
-DESCRIPTIVE = ("text", "language", "speaker_id", "license", "duration", "variant", "variant_reason")
+DESCRIPTIVE = ("text", "language", "speaker_id", "gender", "age", "license", "duration", "variant", "variant_reason")
 FROM_LEDGER = (*(field.name for field in IDENTITY), "input_duration")
 REASONS = ("state", "criterion", "value", "threshold", "error_class", "message")
 ROUNDING = 1e-9  # a coverage of 0.8 that floating point makes 0.7999999999999999 is 0.8
+HELD_OUT = "held_out"  # criterion of a rejected clip
+TOO_FEW, MISSING = "too_few_metrics", "missing_metric"  # error classes
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a profile makes of clips (N,). `errored`, `gated`, `distant` and `accepted` share those that were left to judge."""
+
+    closeness: Array
+    coverage: Array
+    missed: Array  # (G, N): the bound of each gate that the clip misses, else NaN
+    failed: Mask  # (G, N): whether it misses one
+    too_few: Mask  # coverage is below min_coverage
+    judgeable: Mask  # scored, with enough coverage and a value for every gate
+    errored: Mask
+    gated: Mask  # fails a gate: `first_gate`
+    first_gate: NDArray[np.intp]
+    distant: Mask  # closeness is below the threshold
+    accepted: Mask
+
+
+def judge(judged: Mapping[str, Array], profile: FrozenProfile, scored: Mask, left: Mask, where: str) -> Verdict:
+    """Decide clips (N,) by their metrics, which have NaN where there is no value.
+
+    Args:
+        judged: the metrics, and `duration`.
+        profile: ranks by nothing else.
+        scored: clips that passed the enhance stage and whose scoring did not fail.
+        left: clips that passed and whose state nothing but metrics decides.
+        where: whose scores they are, for people.
+
+    Raises:
+        ConfigError: a column is lacking that the profile ranks by.
+    """
+    _check_columns(profile, judged, where)
+    scaled = scale_all(judged, profile.criteria, len(left))
+    close, coverage = closeness(scaled, [criterion.weight for criterion in profile.criteria])
+    shape = len(profile.gates), len(left)
+    missed = np.array([_missed_bound(gate, judged[gate.metric]) for gate in profile.gates], np.float64).reshape(shape)
+    failed = ~np.isnan(missed)
+    too_few = ~(coverage >= profile.min_coverage - ROUNDING)
+    judgeable = scored & ~too_few
+    for gate in profile.gates:
+        judgeable &= ~np.isnan(judged[gate.metric])
+    gated = left & judgeable & failed.any(0)
+    distant = left & judgeable & ~gated & (close < profile.threshold)
+    return Verdict(
+        closeness=close,
+        coverage=coverage,
+        missed=missed,
+        failed=failed,
+        too_few=too_few,
+        judgeable=judgeable,
+        errored=left & ~judgeable,
+        gated=gated,
+        first_gate=failed.argmax(0) if profile.gates else np.zeros(len(left), np.intp),
+        distant=distant,
+        accepted=left & judgeable & ~gated & ~distant,
+    )
 
 
 def rank_batch(
@@ -59,54 +121,43 @@ def rank_batch(
         name: next((table[name] for table in (about, aligned) if name in table.column_names), None)
         for name in DESCRIPTIVE
     }
-    metrics = {name: _numbers(aligned[name]) for name in metric_names}
+    metrics = {name: numbers(aligned[name]) for name in metric_names}
     duration = description["duration"]
-    judged = metrics | {"duration": _numbers(duration) if duration is not None else np.full(len(ids), np.nan)}
-    _check_columns(profile, judged, batch)
-
-    scaled = scale_all(judged, profile.criteria, len(ids))
-    close, coverage = closeness(scaled, [criterion.weight for criterion in profile.criteria])
-    missed = [_missed_bound(gate, judged[gate.metric]) for gate in profile.gates]
-    shape = len(profile.gates), len(ids)
-    missing = np.array([np.isnan(judged[gate.metric]) for gate in profile.gates], bool).reshape(shape).T
-    missed_any = ~np.isnan(np.array(missed, np.float64).reshape(shape).T)
+    judged = metrics | {"duration": numbers(duration) if duration is not None else np.full(len(ids), np.nan)}
 
     passed = _mask(pc.equal(ledger["state"], "passed"))
     failed = passed & _mask(pc.is_valid(aligned["error_class"]))
-    judgeable = passed & ~failed & (coverage >= profile.min_coverage - ROUNDING) & ~missing.any(1)
     repeats = duplicates.take(pc.index_in(ids, value_set=duplicates["id"]))["duplicate_of"]
     duplicate = passed & _mask(pc.is_valid(repeats))
     listed = pc.fill_null(_looked_up(ids, held_out, "message"), "")
     held = passed & ~duplicate & _mask(pc.not_equal(listed, ""))
-    left = passed & ~duplicate & ~held
-    errored = left & ~judgeable
-    gated = left & judgeable & missed_any.any(1)
-    distant = left & judgeable & ~gated & (close < profile.threshold)
+    verdict = judge(judged, profile, passed & ~failed, passed & ~duplicate & ~held, f"batch {batch}")
 
     cells = {name: ledger[name].to_numpy(zero_copy_only=False).copy() for name in REASONS}
     for state, mask in (
-        ("accepted", passed),
-        ("rejected", held | gated | distant),
+        ("accepted", verdict.accepted),
+        ("rejected", held | verdict.gated | verdict.distant),
         ("duplicate", duplicate),
-        ("errored", errored),
+        ("errored", verdict.errored),
     ):
         cells["state"][mask] = state
     failures = {name: aligned[name].to_numpy(zero_copy_only=False) for name in ("error_class", "message")}
-    for index in np.flatnonzero(errored).tolist():
+    for index in np.flatnonzero(verdict.errored).tolist():
         failure = failures["error_class"][index], failures["message"][index]
-        cells["error_class"][index], cells["message"][index] = _error(index, failure, scaled, coverage, judged, profile)
-    cells["criterion"][held], cells["value"][held], cells["threshold"][held] = "held_out", 1.0, 0.0
+        cells["error_class"][index], cells["message"][index] = _error(index, failure, verdict, judged, profile)
+    cells["criterion"][held], cells["value"][held], cells["threshold"][held] = HELD_OUT, 1.0, 0.0
     cells["message"][held] = listed.to_numpy()[held]
     for number, gate in enumerate(profile.gates):
         _reject(
             cells,
-            gated & (missed_any.argmax(1) == number),
+            verdict.gated & (verdict.first_gate == number),
             gate.metric,
             judged[gate.metric],
-            missed[number],
+            verdict.missed[number],
             gate.reason,
         )
-    _reject(cells, distant, "closeness", close, np.full(len(close), profile.threshold), f"profile {profile.name}")
+    thresholds = np.full(len(ids), profile.threshold)
+    _reject(cells, verdict.distant, "closeness", verdict.closeness, thresholds, f"profile {profile.name}")
 
     gone = is_removed(ledger, removed).to_numpy(zero_copy_only=False).astype(bool)
     for name, value in {"state": "rejected", "criterion": REMOVED, "value": 1.0, "threshold": 0.0}.items():
@@ -119,9 +170,9 @@ def rank_batch(
         "batch": pa.array([batch] * len(ids), pa.string()),
         "duplicate_of": pc.if_else(pa.array(duplicate & ~gone), repeats, None),
         "near_duplicate_of": _looked_up(ids, near_duplicates, "near_duplicate_of"),
-        "closeness": pa.array(close, mask=~judgeable),
-        "coverage": pa.array(coverage, mask=~passed | failed),
-        "failed_gates": _names([gate.metric for gate in profile.gates], missed_any, judgeable),
+        "closeness": pa.array(verdict.closeness, mask=~verdict.judgeable),
+        "coverage": pa.array(verdict.coverage, mask=~passed | failed),
+        "failed_gates": _names([gate.metric for gate in profile.gates], verdict.failed.T, verdict.judgeable),
     }
     for field in RANKING:
         if field.name in cells:
@@ -143,11 +194,11 @@ def _looked_up(ids: pa.ChunkedArray, table: pa.Table | None, column: str) -> pa.
     return table[column].take(pc.index_in(ids, value_set=table["id"]))
 
 
-def _mask(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+def _mask(column: pa.ChunkedArray) -> Mask:
     return column.to_numpy().astype(bool)
 
 
-def _names(names: list[str], chosen: NDArray[np.bool_], valid: NDArray[np.bool_]) -> pa.ListArray:
+def _names(names: list[str], chosen: Mask, valid: Mask) -> pa.ListArray:
     """For each row (N,) the names (G,) that `chosen` (N, G) has there; null where not `valid` (N,)."""
     chosen = chosen & valid[:, None]
     offsets = np.concatenate([[0], np.cumsum(chosen.sum(1))]).astype(np.int32)
@@ -158,27 +209,24 @@ def _names(names: list[str], chosen: NDArray[np.bool_], valid: NDArray[np.bool_]
 def _error(
     index: int,
     failure: tuple[str | None, str | None],
-    scaled: Array,
-    coverage: Array,
+    verdict: Verdict,
     judged: dict[str, Array],
     profile: FrozenProfile,
 ) -> tuple[str, str]:
     """Error class and message of a clip that cannot be judged."""
     if failure[0] is not None:
         return failure[0], failure[1] or "scoring failed"
-    if coverage[index] < profile.min_coverage - ROUNDING:
-        missing = [c.metric for c, value in zip(profile.criteria, scaled[index], strict=True) if np.isnan(value)]
-        return "too_few_metrics", (
-            f"measured criteria have {coverage[index]:.3g} of the weight of profile {profile.name}, "
+    if verdict.too_few[index]:
+        missing = [c.metric for c in profile.criteria if np.isnan(judged[c.metric][index])]
+        return TOO_FEW, (
+            f"measured criteria have {verdict.coverage[index]:.3g} of the weight of profile {profile.name}, "
             f"at least {profile.min_coverage:.3g} is needed; missing: {', '.join(missing)}"
         )
     ungated = [gate.metric for gate in profile.gates if np.isnan(judged[gate.metric][index])]
-    return "missing_metric", f"no value for the gates on {', '.join(ungated)} of profile {profile.name}"
+    return MISSING, f"no value for the gates on {', '.join(ungated)} of profile {profile.name}"
 
 
-def _reject(
-    cells: dict[str, NDArray[Any]], mask: NDArray[np.bool_], metric: str, values: Array, bounds: Array, reason: str
-) -> None:
+def _reject(cells: dict[str, NDArray[Any]], mask: Mask, metric: str, values: Array, bounds: Array, reason: str) -> None:
     """Write into `cells` why the clips of `mask` are rejected."""
     tail = f" ({reason})" if reason else ""
     cells["criterion"][mask] = metric
@@ -197,7 +245,7 @@ def _missed_bound(gate: Gate, values: Array) -> Array:
     return np.where(values < low, low, np.where(values > high, high, np.nan))
 
 
-def _numbers(column: pa.ChunkedArray) -> Array:
+def numbers(column: pa.ChunkedArray) -> Array:
     """A numeric column as float64; null and non-finite values are NaN."""
     values = pc.cast(column, pa.float64()).to_numpy()
     return np.where(np.isfinite(values), values, np.nan)
@@ -219,11 +267,11 @@ def _check_ids(ledger: pa.Table, scores: pa.Table, batch: str) -> None:
         raise LedgerError(f"batch {batch}: a clip is in the ledger or the scores twice")
 
 
-def _check_columns(profile: FrozenProfile, judged: dict[str, Array], batch: str) -> None:
+def _check_columns(profile: FrozenProfile, judged: Mapping[str, Array], where: str) -> None:
     needed = {gate.metric for gate in profile.gates} | {criterion.metric for criterion in profile.criteria}
     lacking = sorted(needed - set(judged))
     if lacking:
         raise ConfigError(
-            f"profile {profile.name} ranks by {', '.join(lacking)}, which the scores of batch {batch} do not have: "
+            f"profile {profile.name} ranks by {', '.join(lacking)}, which the scores of {where} do not have: "
             "the profile was frozen for other metrics; remove ranking/profile.json, or score again"
         )

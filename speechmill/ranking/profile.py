@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -130,8 +130,35 @@ def load_profile(name_or_path: str | Path, directory: Path, metrics: Iterable[st
     return profile
 
 
+def with_weights(profile: dict[str, Any], weights: Mapping[str, float | None]) -> dict[str, Any]:
+    """A loaded profile with other weights of some groups (`rank.weights`); None leaves the profile's own.
+
+    Raises:
+        ConfigError: a group is unknown, a weight below 0 or not finite, or all weights are 0.
+    """
+    groups = profile["groups"]
+    given = {name: weight for name, weight in weights.items() if weight is not None}
+    known = ", ".join(f"{name} {group['weight']:g}" for name, group in groups.items())
+    for name, weight in given.items():
+        if name not in groups:
+            raise ConfigError(
+                f"rank.weights: profile {profile['name']} has no group {name!r}: {nearest(name, groups)} "
+                f"Its groups and weights: {known}"
+            )
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise ConfigError(f"rank.weights.{name} is {weight}: a weight is 0 or more")
+    changed = {name: group | {"weight": given.get(name, group["weight"])} for name, group in groups.items()}
+    total = sum(group["weight"] for group in changed.values())
+    if not 0 < total < math.inf:
+        raise ConfigError(f"rank.weights: the weights of profile {profile['name']} sum to {total:g}; its own: {known}")
+    return profile | {"groups": changed}
+
+
 def freeze(
-    profile: dict[str, Any], available_metrics: Iterable[str], threshold_override: float | None = None
+    profile: dict[str, Any],
+    available_metrics: Iterable[str],
+    threshold_override: float | None = None,
+    weights_override: Mapping[str, float | None] | None = None,
 ) -> FrozenProfile:
     """Fit a loaded profile to the metrics that this run measures.
 
@@ -140,8 +167,10 @@ def freeze(
     metrics. Weights: group / sum of groups * criterion / sum of its group.
 
     Raises:
-        ConfigError: the run measures nothing that the profile ranks by, or the threshold is outside 0..1.
+        ConfigError: the run measures nothing that the profile ranks by, the threshold is outside 0..1, or as of
+            `with_weights`.
     """
+    profile = with_weights(profile, weights_override or {})
     available = {*available_metrics, *SHARD_COLUMNS}
     threshold = float(profile["threshold"] if threshold_override is None else threshold_override)
     if not 0 <= threshold <= 1:

@@ -10,6 +10,8 @@ summation changes with the number of rows: the same clip has the same bits in ev
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -42,7 +44,7 @@ def scale(values: ArrayLike, criterion: Criterion) -> Array:
     return scores
 
 
-def scale_all(columns: dict[str, Array], criteria: tuple[Criterion, ...], rows: int) -> Array:
+def scale_all(columns: Mapping[str, Array], criteria: tuple[Criterion, ...], rows: int) -> Array:
     """The scaled matrix (rows, criteria) of metric columns (rows,)."""
     scaled = np.empty((rows, len(criteria)), dtype=np.float64, order="F")
     for index, criterion in enumerate(criteria):

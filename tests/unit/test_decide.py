@@ -94,6 +94,15 @@ def test_columns_order_and_descriptions():
     assert table["snr"].to_pylist() == [30.0, None, 30.0]
 
 
+def test_gender_and_age_are_those_of_the_ledger_and_unknown_in_one_of_an_earlier_version():
+    ledger = ledger_of({"a": {"gender": "female", "age": "fifties"}, "b": {"state": "errored", "gender": "male"}})
+    for of, expected in ((ledger, ["female", "male"]), (ledger.drop(["gender", "age"]), [None, None])):
+        table = rank_batch(of, of, scores_of({"a": GOOD}), duplicates_of({}), PROFILE, "b7")
+        assert table["gender"].to_pylist() == expected
+        assert table.schema.names[: len(RANKING)] == RANKING.names
+    assert table["age"].type == pa.string()
+
+
 def test_accepted_and_rejected_by_closeness():
     rows = rank({"good": GOOD, "bad": GOOD | {"snr": 5.0}})
     assert rows["good"]["state"] == "accepted"

@@ -92,6 +92,22 @@ def test_threshold_override(tmp_path):
         freeze(profile, FULL, 1.5)
 
 
+def test_weights_of_groups_replace_the_profiles_own(tmp_path):
+    profile = load(tmp_path, GOOD)
+    changed = freeze(profile, FULL, None, {"noise": 0, "quality": None, "speech": 3})
+    by_hand = copy.deepcopy(GOOD)
+    by_hand["groups"]["noise"]["weight"], by_hand["groups"]["speech"]["weight"] = 0, 3
+    assert changed == freeze(load(tmp_path, by_hand), FULL)
+    assert freeze(profile, FULL, None, {}) == freeze(profile, FULL), "and the profile is as it was"
+    with pytest.raises(ConfigError, match=r'no group \'nois\': did you mean "noise".*noise 3, quality 1, speech 1'):
+        freeze(profile, FULL, None, {"nois": 1})
+    for weights in ({"noise": -1}, {"noise": float("nan")}, {"noise": float("inf")}):
+        with pytest.raises(ConfigError, match=r"rank\.weights\.noise is .*: a weight is 0 or more"):
+            freeze(profile, FULL, None, weights)
+    with pytest.raises(ConfigError, match="sum to 0"):
+        freeze(profile, FULL, None, dict.fromkeys(GOOD["groups"], 0))
+
+
 def test_hash_is_stable_and_changes_with_every_value(tmp_path):
     frozen = freeze(load(tmp_path, GOOD), FULL)
     reordered = {key: GOOD[key] for key in reversed(GOOD)}

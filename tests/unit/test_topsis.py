@@ -220,6 +220,7 @@ def test_advice_does_not_depend_on_files_and_leaves_duplicates_out(tmp_path):
         {
             "id": [f"{value:016x}" for value in rng.integers(0, 2**62, rows)],
             "state": ["duplicate" if i % 10 == 0 else "accepted" for i in range(rows)],
+            "criterion": pa.nulls(rows, pa.string()),
             "closeness": pa.array([None if i % 7 == 0 else 0.5 for i in range(rows)], pa.float64()),
             "x": x,
             "y": pa.array([None if i % 11 == 0 else float(v) for i, v in enumerate(rng.random(rows))], pa.float64()),
@@ -245,7 +246,7 @@ def test_advice_does_not_depend_on_files_and_leaves_duplicates_out(tmp_path):
 def test_advice_on_nothing(tmp_path):
     table = pa.table(
         {name: pa.array([], pa.float64()) for name in ("closeness", "x", "y")}
-        | {name: pa.array([], pa.string()) for name in ("id", "state")}
+        | {name: pa.array([], pa.string()) for name in ("id", "state", "criterion")}
     )
     for paths in ([], ranking_files(tmp_path, table, [[]])):
         advice = advise(paths, freeze(PROFILE, ["x", "y"]))
