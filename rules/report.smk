@@ -24,6 +24,14 @@ rule report:
             labels={"dataset": config["dataset"], "what": "summary"},
         ),
         ranking=run_file("report/ranking.parquet"),
+        plots=report(
+            directory(run_file("report/plots")),
+            patterns=["{chart}.svg"],
+            caption="../docs/captions/plots.rst",
+            category="Quality",
+            subcategory="Charts",
+            labels={"dataset": config["dataset"], "what": "{chart}"},
+        ),
     log:
         log_file("report"),
     conda:

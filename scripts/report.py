@@ -34,6 +34,7 @@ with logged(snakemake):
         Path(snakemake.output.page),
         Path(snakemake.output.summary),
         Path(snakemake.output.ranking),
+        Path(snakemake.output.plots),
         {batch: count for batch, count in clips.items() if batch in snakemake.config["without_batches"]},
     )
     check_manifest(sum(clips.values()), summary["clips"])

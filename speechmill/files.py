@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,34 @@ def atomic_path(final: str | os.PathLike[str]) -> Iterator[Path]:
             left.unlink(missing_ok=True)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(final: str | os.PathLike[str]) -> Iterator[Path]:
+    """As `atomic_path`, of a directory that holds files alone. The temporary one is made; an older one is replaced."""
+    final = Path(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    mark = f"{os.uname().nodename}-{os.getpid()}"
+    temporary, old = (final.with_name(f".{final.name}.{mark}.{kind}.tmp") for kind in ("new", "old"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in temporary.iterdir():
+            with open(path, "rb") as handle:
+                os.fsync(handle.fileno())
+        _sync_directory(temporary)
+        if final.exists():  # one that is not empty cannot be replaced at one stroke
+            os.rename(final, old)
+        os.rename(temporary, final)
+        _sync_directory(final.parent)
+        for left in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+    except FileNotFoundError:
+        if temporary.exists() or not final.exists():
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -18,7 +18,17 @@ import pyarrow.parquet as pq
 
 from speechmill.metrics import Metric, all_metrics
 from speechmill.ranking.profile import FrozenProfile
-from speechmill.report.plots import BLUE, CLOSENESS_BINS, INK, VERMILION, bin_edges, binned, count_axis, new_figure
+from speechmill.report.plots import (
+    BLUE,
+    CLOSENESS_BINS,
+    INK,
+    VERMILION,
+    axis_label,
+    bin_edges,
+    binned,
+    count_axis,
+    new_figure,
+)
 from speechmill.report.summary import READ_ROWS, Distribution
 
 if TYPE_CHECKING:
@@ -136,7 +146,7 @@ def _metric(
     else:
         axes.locator_params(axis="x", nbins=5)
     axes.set_xlim(edges[0], edges[-1])
-    axes.set_xlabel(f"{_short(name)} ({_unit(metric)})" if metric else _short(name))
+    axes.set_xlabel(axis_label(_short(name), metric))
     axes.set_ylabel("share of clips (%)")
     axes.set_ylim(bottom=0, top=None if axes.dataLim.y1 > 0 else 1)
     axes.locator_params(axis="y", nbins=4)
@@ -155,10 +165,6 @@ def _limit(axes: Axes, value: float) -> Any:
 
 def _percent(counts: np.ndarray) -> np.ndarray:
     return 100 * counts / max(counts.sum(), 1)
-
-
-def _unit(metric: Metric) -> str:
-    return f"{metric.low:g} to {metric.high:g}" if metric.unit == "1" else metric.unit
 
 
 def _short(name: str, length: int = 32) -> str:

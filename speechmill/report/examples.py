@@ -1,10 +1,10 @@
-"""The clips to listen to: which ones, and their audio and spectrograms, ready to be embedded in a page."""
+"""The clips to listen to: which ones, and their audio and pictures, ready to be embedded in a page."""
 
 from __future__ import annotations
 
 import base64
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,29 +16,35 @@ import pyarrow.parquet as pq
 
 from speechmill.audio.encode import decode_flac, encode_flac
 from speechmill.errors import SpeechmillError
-from speechmill.report.plots import spectrogram_db, spectrogram_png
+from speechmill.removal import REMOVED
+from speechmill.report.spectrogram import recording_png, spectrogram_db
+from speechmill.report.summary import Overview
 from speechmill.shards import reading_shard
+from speechmill.text import plain
 
 READ_ROWS = 65_536
 MAX_SECONDS = 15.0
 MIN_SECONDS = 3.0
 AUDIO_BYTES = 12_000_000  # of all players together, about: more players get fewer seconds each
 FLAC_BYTES = 1.2  # per sample, about
-REMOVED = "denoise_removed_db"
-GROUPS = {
+CHANGED = "denoise_removed_db"
+NOT_JUDGED = ("held_out", REMOVED)  # criteria that say nothing about how a clip sounds
+REASONS = 8
+GROUPS = {  # before those of the reasons of rejection
     "best": ("Best", "The highest closeness of all ranked clips."),
     "worst": ("Worst", "The lowest closeness of all ranked clips."),
     "borderline": ("Borderline", "Closest to the threshold, on either side of it, where closeness decided."),
-    "denoised": ("Most removed", "Where denoising took most away: listen for damage to the speech."),
+    "denoised": ("Most changed", "Where denoising took most away: listen for damage to the speech."),
+    "random": ("Random", "Drawn from all ranked clips, whatever became of them: what most of the corpus is like."),
 }
 
 
 @dataclass(frozen=True)
 class Player:
-    """One recording: audio and spectrogram as data: URIs, and how many seconds of it."""
+    """One recording: audio and picture (waveform and spectrogram) as data: URIs, and how many seconds of it."""
 
     audio: str
-    spectrogram: str
+    picture: str | None  # None where only audio was asked for
     seconds: float
 
 
@@ -51,56 +57,125 @@ class Example:
     original: Player | None
 
 
+class _Pool:
+    """The rows with the `count` smallest keys of all that were offered; ties by id."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._held: pa.Table | None = None
+
+    def offer(self, path: Path, table: pa.Table, mask: pa.ChunkedArray, key: pa.ChunkedArray) -> None:
+        """Take in rows (N,) of a table with `id`: those of the mask (N,), by key (N,)."""
+        if self._held is not None and len(self._held) == self._count:  # most rows come after those that are held
+            mask = pc.and_(mask, pc.less_equal(key, self._held["key"][-1] if self._count else None))
+        rows = pa.table({"id": table["id"], "key": key}).filter(mask)
+        if self._held is not None and not len(rows):
+            return
+        rows = rows.append_column("file", pa.array([str(path)] * len(rows), pa.string()))
+        known = [] if self._held is None else [self._held]
+        ordered = pa.concat_tables([*known, rows]).sort_by([("key", "ascending"), ("id", "ascending")])
+        self._held = ordered.slice(0, self._count)
+
+    def clips(self) -> list[tuple[str, str]]:
+        """File and id of those that are left, smallest key first."""
+        if self._held is None:
+            return []
+        return list(zip(*(self._held[name].to_pylist() for name in ("file", "id")), strict=True))
+
+
+def choose(ranking_files: Sequence[Path], count: int, of_each_reason: int = 0) -> dict[str, list[dict[str, Any]]]:
+    """The ranking rows of the clips of each group, the most telling first; ties by id.
+
+    `count` clips for each of `GROUPS`, then `of_each_reason` for each of the `REASONS` most frequent criteria that
+    rejected scored clips: rejected-1, rejected-2, .... Borderline clips come half from either side of the threshold, or
+    more from one if the other has too few, and are ordered by closeness. Random ones are those whose reversed ids come
+    first, since ids are hashes. Clips that somebody asked to have removed are in no group.
+
+    Memory does not grow with the number of clips, and the order of the files does not matter.
+    """
+    pools = {name: _Pool(count) for name in ("best", "worst", "above", "below", "denoised", "random")}
+    reasons: dict[str, _Pool] = defaultdict(lambda: _Pool(of_each_reason))
+    frequency: Counter[str] = Counter()
+    for path in ranking_files:
+        with pq.ParquetFile(path) as file:
+            wanted = ["id", "state", "criterion", "closeness", "variant", CHANGED]
+            there = set(file.schema_arrow.names)
+            columns = [name for name in wanted if name in there]
+            for part in file.iter_batches(batch_size=READ_ROWS, columns=columns):
+                table = _ranked(pa.Table.from_batches([part]))
+                table = table.append_column("random", pc.utf8_reverse(table["id"]))
+                for pool, (mask, key) in _candidates(table).items():
+                    pools[pool].offer(path, table, mask, key)
+                judged = pc.invert(pc.is_in(table["criterion"], value_set=pa.array(NOT_JUDGED)))
+                rejected = table.filter(pc.and_(judged, pc.equal(table["state"], "rejected")))
+                for found in pc.value_counts(rejected["criterion"]).to_pylist():
+                    reason = found["values"]
+                    frequency[reason] += found["counts"]
+                    mask = pc.equal(rejected["criterion"], reason)
+                    reasons[reason].offer(path, rejected, mask, rejected["random"])
+    chosen = {name: pool.clips() for name, pool in pools.items()}
+    above, below = chosen.pop("above"), chosen.pop("below")
+    half = max((count + 1) // 2, count - len(below))
+    chosen["borderline"] = [*reversed(above[:half]), *below[: max(0, count - len(above[:half]))]]
+    groups = {name: chosen[name] for name in GROUPS}
+    if of_each_reason:
+        most = sorted(frequency, key=lambda reason: (-frequency[reason], reason))[:REASONS]
+        groups |= {f"rejected-{number}": reasons[reason].clips() for number, reason in enumerate(most, start=1)}
+    rows_of = rows_of_clips({clip for clips in groups.values() for clip in clips})
+    return {group: [rows_of[clip_id] for _, clip_id in clips] for group, clips in groups.items()}
+
+
+def _ranked(table: pa.Table) -> pa.Table:
+    """Clips with a closeness, without duplicates and without those that are to be heard no more."""
+    gone = pc.or_kleene(pc.equal(table["state"], "duplicate"), pc.equal(table["criterion"], REMOVED))
+    return table.filter(pc.and_not(pc.is_valid(table["closeness"]), pc.fill_null(gone, False)))
+
+
 def _candidates(table: pa.Table) -> dict[str, tuple[pa.ChunkedArray, pa.ChunkedArray]]:
-    """Per pool: which rows may enter, and the key whose smallest values win."""
-    closeness, away = table["closeness"], pc.negate(table["closeness"])
-    ranked = pc.and_(pc.is_valid(closeness), pc.not_equal(table["state"], "duplicate"))
+    """Per pool, of ranked clips: which of them may enter, and the key whose smallest values win."""
+    closeness = pc.cast(table["closeness"], pa.float64())
+    away, ranked = pc.negate(closeness), pc.is_valid(closeness)
     pools = {
         "best": (ranked, away),
         "worst": (ranked, closeness),
         "above": (pc.equal(table["state"], "accepted"), closeness),
         "below": (pc.equal(table["criterion"], "closeness"), away),
+        "random": (ranked, table["random"]),
     }
-    if REMOVED in table.column_names:
-        enhanced = pc.and_(ranked, pc.equal(table["variant"], "enhanced"))
-        pools["denoised"] = (pc.and_(enhanced, pc.is_finite(table[REMOVED])), pc.negate(table[REMOVED]))
+    if CHANGED in table.column_names:
+        changed = pc.cast(table[CHANGED], pa.float64())
+        enhanced = pc.equal(table["variant"], "enhanced")
+        pools["denoised"] = (pc.and_(enhanced, pc.is_finite(changed)), pc.negate(changed))
     return pools
 
 
-def choose(ranking_files: Sequence[Path], count: int) -> dict[str, list[dict[str, Any]]]:
-    """The ranking rows of `count` clips for each group of `GROUPS`, the most telling first; ties by id.
+def headings(groups: Mapping[str, Sequence[Mapping[str, Any]]], found: Overview) -> dict[str, tuple[str, str]]:
+    """Title of each group that `choose` made, of its rows, and what it is for. Text of the corpus is in them, as it is.
 
-    Borderline clips come half from either side of the threshold, or more from one if the other has too few, and are
-    ordered by closeness. Memory does not grow with the number of clips, and the order of the files does not matter.
+    The last one of a reason of rejection says what cannot be heard, since clips that were rejected before they were
+    scored have no audio.
     """
-    held: dict[str, pa.Table] = {}
-    for path in ranking_files:
-        with pq.ParquetFile(path) as file:
-            wanted = ["id", "state", "criterion", "closeness", "variant", REMOVED]
-            columns = [name for name in wanted if name in file.schema_arrow.names]
-            for part in file.iter_batches(batch_size=READ_ROWS, columns=columns):
-                table = pa.Table.from_batches([part])
-                for pool, (mask, key) in _candidates(table).items():
-                    known = [held[pool]] if pool in held else []
-                    if known and len(held[pool]) == count:  # most clips come after those that are held
-                        mask = pc.and_(mask, pc.less_equal(key, held[pool]["key"][-1] if count else None))
-                    rows = pa.table({"id": table["id"], "key": key.cast(pa.float64())}).filter(mask)
-                    if known and not len(rows):
-                        continue
-                    rows = rows.append_column("file", pa.array([str(path)] * len(rows), pa.string()))
-                    ordered = pa.concat_tables([*known, rows]).sort_by([("key", "ascending"), ("id", "ascending")])
-                    held[pool] = ordered.slice(0, count)
-    chosen = {
-        pool: list(zip(*(table[c].to_pylist() for c in ("file", "id")), strict=True)) for pool, table in held.items()
-    }
-    above, below = chosen.pop("above", []), chosen.pop("below", [])
-    half = max((count + 1) // 2, count - len(below))
-    chosen["borderline"] = [*reversed(above[:half]), *below[: max(0, count - len(above[:half]))]]
-    rows_of = _rows({clip for clips in chosen.values() for clip in clips})
-    return {group: [rows_of[clip_id] for _, clip_id in chosen.get(group, [])] for group in GROUPS}
+    texts = {}
+    for name, rows in groups.items():
+        if name in GROUPS:
+            texts[name] = GROUPS[name]
+            continue
+        reason = rows[0]["criterion"]
+        clips = found.rejected_by[reason] - found.unranked[reason]
+        title = f"Rejected by {'closeness' if reason == 'closeness' else f'the gate on {plain(reason, 60)}'}"
+        texts[name] = (title, f"{len(rows)} of {clips:,}, drawn at random.")
+    unheard = [(reason, clips) for reason, clips in found.unranked.most_common() if reason not in NOT_JUDGED]
+    last = next((name for name in reversed(texts) if name not in GROUPS), None)
+    if unheard and last:
+        listed = ", ".join(f"{plain(reason, 60)} ({clips:,})" for reason, clips in unheard[:REASONS])
+        title, why = texts[last]
+        more = ", …" if len(unheard) > REASONS else ""
+        texts[last] = (title, f"{why} Rejected before scoring, so that there is nothing to hear: {listed}{more}.")
+    return texts
 
 
-def _rows(clips: set[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+def rows_of_clips(clips: set[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    """The whole ranking rows of clips, given as (file, id), by id."""
     ids: dict[str, list[str]] = defaultdict(list)
     for path, clip_id in sorted(clips):
         ids[path].append(clip_id)
@@ -109,17 +184,22 @@ def _rows(clips: set[tuple[str, str]]) -> dict[str, dict[str, Any]]:
 
 
 def load_examples(
-    groups: Mapping[str, Sequence[dict[str, Any]]], enhanced_files: Sequence[Path]
+    groups: Mapping[str, Sequence[dict[str, Any]]],
+    enhanced_files: Sequence[Path],
+    only_audio: Collection[str] = (),
 ) -> dict[str, list[Example]]:
-    """Audio and spectrograms of chosen clips, each of them loaded once, however many groups it is in.
+    """Audio and pictures of chosen clips, each of them loaded once, however many groups it is in.
 
-    Of `enhanced_files`, {batch}.parquet each, only the row groups that hold a chosen clip are read.
+    Of `enhanced_files`, {batch}.parquet each, only the row groups that hold a chosen clip are read. Clips that are in
+    none but the groups `only_audio` get no picture. All audio together has about `AUDIO_BYTES`.
 
     Raises:
         SpeechmillError: a clip is not in its enhanced shard, or is damaged there.
     """
     shards = {Path(path).stem: Path(path) for path in enhanced_files}
     rows = {row["id"]: row for group in groups.values() for row in group}
+    pictured = {row["id"] for name, group in groups.items() if name not in only_audio for row in group}
+    lengths = [row["duration"] or 0.0 for row in rows.values() for _ in range(1 + (row["variant"] == "enhanced"))]
     batches: dict[str, set[str]] = defaultdict(set)
     for row in rows.values():
         batches[row["batch"]].add(row["id"])
@@ -134,7 +214,7 @@ def load_examples(
             )
         for clip_id, (published, original) in found.items():
             with reading_shard(shards[batch], clip_id):
-                loaded[clip_id] = _example(rows[clip_id], published, original, len(rows))
+                loaded[clip_id] = _example(rows[clip_id], published, original, lengths, clip_id in pictured)
     return {name: [loaded[row["id"]] for row in group] for name, group in groups.items()}
 
 
@@ -153,27 +233,46 @@ def _audio(shard: Path, ids: set[str]) -> dict[str, tuple[bytes, bytes | None]]:
     return found
 
 
-def _example(row: dict[str, Any], published: bytes, original: bytes | None, clips: int) -> Example:
-    recordings = [published] if original is None else [published, original]
+def seconds_each(lengths: Sequence[float], total: float) -> float:
+    """How many seconds of each recording fit into `total`, from `MIN_SECONDS` to `MAX_SECONDS`.
+
+    What recordings shorter than that leave unused is the others'.
+    """
+    ordered = sorted(lengths)
+    for place, length in enumerate(ordered):
+        share = total / (len(ordered) - place)
+        if length > share:
+            return min(MAX_SECONDS, max(MIN_SECONDS, share))
+        total -= length
+    return MAX_SECONDS
+
+
+def _example(
+    row: dict[str, Any], published: bytes, original: bytes | None, lengths: Sequence[float], pictured: bool
+) -> Example:
     sounds = []
-    for data in recordings:
+    for data in (published,) if original is None else (published, original):
         samples, rate = decode_flac(data)
-        seconds = min(MAX_SECONDS, max(MIN_SECONDS, AUDIO_BYTES / (2 * clips * FLAC_BYTES * rate)))
-        if len(samples) > seconds * rate:
-            samples = samples[: int(seconds * rate)]
+        end = int(seconds_each(lengths, AUDIO_BYTES / (FLAC_BYTES * rate)) * rate)
+        if len(samples) > end:
+            samples = samples[:end]
             data = encode_flac(samples, rate)
         sounds.append((data, samples, rate))
-    levels = [spectrogram_db(samples, rate) for _, samples, rate in sounds]
-    loudest = max(float(np.max(level.db)) for level in levels)  # one scale, so that before and after can be compared
+    heard = [(samples, rate) for _, samples, rate in sounds]
+    pictures = [data_uri("image/png", image) for image in _pictures(heard)] if pictured else [None] * len(heard)
     players = [
-        Player(
-            audio=data_uri("audio/flac", data),
-            spectrogram=data_uri("image/png", spectrogram_png(level, loudest)),
-            seconds=len(samples) / rate,
-        )
-        for (data, samples, rate), level in zip(sounds, levels, strict=True)
+        Player(data_uri("audio/flac", data), picture, len(samples) / rate)
+        for (data, samples, rate), picture in zip(sounds, pictures, strict=True)
     ]
     return Example(row, players[0], players[1] if original is not None else None)
+
+
+def _pictures(sounds: Sequence[tuple[np.ndarray, int]]) -> list[bytes]:
+    """PNGs of samples (n,) and their rates, on one scale of level and amplitude, so that they can be compared."""
+    levels = [spectrogram_db(samples, rate) for samples, rate in sounds]
+    loudest = max(float(np.max(level.db)) for level in levels)
+    peak = max(float(np.max(np.abs(samples), initial=0)) for samples, _ in sounds)
+    return [recording_png(samples, level, loudest, peak) for (samples, _), level in zip(sounds, levels, strict=True)]
 
 
 def data_uri(kind: str, data: bytes) -> str:

@@ -1,13 +1,14 @@
 """What stands under its final name is complete."""
 
 import json
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from speechmill import shards
-from speechmill.files import atomic_path, sha256_file, sha256_json, write_json
+from speechmill.files import atomic_directory, atomic_path, sha256_file, sha256_json, write_json
 from speechmill.shards import AUDIO, LEDGER, leaf_paths, table_writer, write_table
 
 
@@ -43,6 +44,39 @@ def test_folders_are_made_and_the_name_appears_at_the_end(tmp_path):
         temporary.write_text("x")
         assert not final.exists()
     assert final.read_text() == "x"
+
+
+def test_a_directory_appears_with_all_its_files_and_replaces_the_former(tmp_path):
+    final = tmp_path / "a" / "plots"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".plots.elsewhere-4242.new.tmp").mkdir()  # of a killed process
+    for name in ("x", "y"):
+        with atomic_directory(final) as temporary:
+            (temporary / name).write_text(name)
+            assert not (final / name).exists()
+        assert [p.name for p in final.iterdir()] == [name]
+    assert list(final.parent.iterdir()) == [final]
+
+
+def test_a_failed_directory_leaves_the_former_and_nothing_else(tmp_path):
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "old").write_text("old")
+    for error in (RuntimeError, FileNotFoundError):
+        with pytest.raises(error), atomic_directory(tmp_path / "plots") as temporary:
+            (temporary / "half").write_text("half")
+            raise error
+    assert [p.name for p in tmp_path.rglob("*")] == ["plots", "old"]
+
+
+def test_two_writers_of_one_directory_both_end_with_it(tmp_path):
+    final = tmp_path / "plots"
+    with atomic_directory(final) as temporary:
+        with atomic_directory(tmp_path / "other") as other:
+            (other / "x").write_text("x")
+        (tmp_path / "other").rename(final)
+        shutil.rmtree(temporary)  # as the other writer does when it is done first
+        (temporary / "x").write_text("x")
+    assert [p.name for p in tmp_path.rglob("*")] == ["plots", "x"]
 
 
 def test_json_is_canonical_and_refuses_nan(tmp_path):

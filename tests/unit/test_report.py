@@ -1,9 +1,6 @@
-"""The report: numbers against direct computation, the choice of examples, and charts."""
+"""The report: numbers against direct computation, and charts."""
 
-import base64
-import io
 import math
-import re
 from collections import Counter
 from unittest import mock
 
@@ -13,18 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from speechmill.audio.encode import decode_flac
-from speechmill.errors import LedgerError, SpeechmillError
+from speechmill.errors import LedgerError
 from speechmill.files import read_json
 from speechmill.report import plots, summary
-from speechmill.report.examples import choose, load_examples
-from speechmill.report.plots import spectrogram_db, spectrogram_png
 from speechmill.report.summary import Distribution, funnel, merge_ranking, overview
 from speechmill.shards import RANKING, write_table
 
-from .report_corpus import METRICS, RATE, SKIPPED, SOURCE, TIMING, VERSIONS, Corpus, ranked
+from .report_corpus import METRICS, SKIPPED, SOURCE, TIMING, VERSIONS, Corpus, ranked
 
 
 @pytest.fixture(scope="module")
@@ -180,93 +173,7 @@ def test_small_batches_share_a_row_group(corpus, tmp_path, monkeypatch):
     assert pq.read_table(tmp_path / "merged.parquet")["id"].to_pylist() == [row["id"] for row in corpus.rows] * 2
 
 
-# Examples
-
-
-@pytest.mark.parametrize("count", [0, 1, 3, 4, 50])
-def test_examples_are_those_that_sorting_finds(corpus, count):
-    rows = ranked(corpus)
-
-    def first(candidates, key, number=count):
-        return [row["id"] for row in sorted(candidates, key=lambda row: (key(row), row["id"]))[:number]]
-
-    chosen = {name: [row["id"] for row in group] for name, group in choose(corpus.ranking, count).items()}
-    assert chosen["best"] == first(rows, lambda row: -row["closeness"])
-    assert chosen["worst"] == first(rows, lambda row: row["closeness"])
-    enhanced = [row for row in rows if row["variant"] == "enhanced"]
-    assert chosen["denoised"] == first(enhanced, lambda row: -row["denoise_removed_db"])
-    accepted = [row for row in rows if row["state"] == "accepted"]
-    close = [row for row in rows if row["criterion"] == "closeness"]
-    above = max((count + 1) // 2, count - len(close))
-    expected = first(accepted, lambda row: row["closeness"], above)
-    expected += first(close, lambda row: -row["closeness"], count - len(expected))
-    assert set(chosen["borderline"]) == set(expected)
-    values = {row["id"]: row["closeness"] for row in rows}
-    assert [values[i] for i in chosen["borderline"]] == sorted((values[i] for i in expected), reverse=True)
-    assert choose(corpus.ranking[::-1], count) == choose(corpus.ranking, count)
-
-
-def test_players_hold_the_bytes_of_the_shards(corpus):
-    groups = load_examples(choose(corpus.ranking, 2), corpus.enhanced)
-    examples = [example for group in groups.values() for example in group]
-    assert {example.original is None for example in examples} == {True, False}
-    for example in examples:
-        published, original = corpus.audio[example.row["id"]]
-        assert payload(example.published.audio) == published
-        assert (example.original and payload(example.original.audio)) == original
-        assert Image.open(io.BytesIO(payload(example.published.spectrogram))).size == (600, 240)
-
-
-def test_a_long_clip_is_embedded_in_part(tmp_path):
-    corpus = Corpus(tmp_path, clips=3, threshold=0, seconds=20.0, states=[5])
-    found = load_examples(choose(corpus.ranking, 1), corpus.enhanced)["best"][0]
-    samples, rate = decode_flac(payload(found.published.audio))
-    assert len(samples) == 15 * rate
-    assert found.published.seconds == 15.0
-
-
-def test_a_shard_of_another_run_is_named(corpus):
-    with pytest.raises(SpeechmillError, match=r"enhanced/b\d\.parquet"):
-        load_examples(choose(corpus.ranking, 1), corpus.enhanced[:1])
-
-
-@pytest.mark.parametrize("damage", ["clip", "file"])
-def test_a_damaged_shard_is_one_message(tmp_path, damage):
-    corpus = Corpus(tmp_path, 20)
-    chosen = choose(corpus.ranking, 1)
-    best = chosen["best"][0]
-    shard = tmp_path / "enhanced" / f"{best['batch']}.parquet"
-    if damage == "clip":
-        table = pq.read_table(shard)
-        rows = table.to_pylist()
-        next(row for row in rows if row["id"] == best["id"])["audio"]["bytes"] = b"not FLAC"
-        write_table(pa.Table.from_pylist(rows, schema=table.schema), shard)
-    else:
-        shard.write_bytes(shard.read_bytes()[:-9])
-    names = rf"{re.escape(str(shard))} is damaged: {'clip ' + best['id'] if damage == 'clip' else ''}"
-    with pytest.raises(SpeechmillError, match=names + ".*Delete that file and run again"):
-        load_examples(chosen, corpus.enhanced)
-
-
-def payload(uri):
-    return base64.b64decode(uri.split(",", 1)[1])
-
-
-# Pictures
-
-
-def test_a_spectrogram_shows_a_tone_where_it_is():
-    seconds = 2.0
-    tone = np.sin(2 * np.pi * 3000 * np.arange(int(seconds * RATE)) / RATE)
-    found = spectrogram_db(tone, RATE)
-    frequencies = np.linspace(0, found.nyquist, len(found.db))
-    middle = found.db[:, found.db.shape[1] // 2]
-    assert frequencies[np.argmax(middle)] == pytest.approx(3000, abs=40)
-    assert np.max(middle) == pytest.approx(0, abs=0.1)  # dB re a full-scale sine
-    assert (found.nyquist, found.seconds) == (8000, seconds)
-    assert found.db.shape[1] <= plots.MAX_FRAMES
-    short = spectrogram_db(tone[:5], RATE)
-    assert spectrogram_png(short, 0.0) == spectrogram_png(short, 0.0)
+# Charts
 
 
 def test_charts_count_every_value_and_draw_gates_and_bounds(corpus):
