@@ -1,0 +1,1 @@
+"""What people hear in a sample of clips, held against what was decided: `speechmill audit`."""
