@@ -23,12 +23,27 @@ from speechmill import __version__
 from speechmill.files import write_json, write_text
 from speechmill.metrics import INPUT_PREFIX, Metric, all_metrics
 from speechmill.ranking.profile import FrozenProfile
-from speechmill.report.examples import GROUPS, Example, choose, data_uri, load_examples
-from speechmill.report.plots import closeness_chart, level_scale, metric_charts, number
+from speechmill.report.audit_sample import audit_sheet, choose_audit
+from speechmill.report.examples import Example, choose, data_uri, headings, load_examples
+from speechmill.report.history import compare_with_previous, previous, remember
+from speechmill.report.plot_files import write_plots
+from speechmill.report.plots import closeness_chart, metric_charts, number
+from speechmill.report.spectrogram import level_scale
 from speechmill.report.summary import Overview, funnel, merge_ranking, overview, summarize
+from speechmill.report.whatif import whatif
 from speechmill.shards import RANKING
 from speechmill.text import plain
 
+AUDIT = "audit"  # the group of clips that are judged blind, beside those to listen to
+PREVIOUS = {  # groups of the comparison with the previous report
+    "clips": "clips",
+    "percent": "share of clips (%)",
+    "hours": "hours",
+    "rejected_by": "rejected by",
+    "errored_by": "errored by",
+    "metrics": "median of",
+}
+SCRIPTS = ("players.js", "whatif.js", "audit.js")
 MAX_FILES = 20  # source files that are listed
 MAX_REASONS = 40
 CARD_METRICS = 6  # values on a clip's card; the others unfold
@@ -52,9 +67,10 @@ def make_report(
     page: Path,
     summary: Path,
     ranking: Path,
+    plots: Path,
     failed: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Write report.html, summary.json and ranking.parquet; returns the summary.
+    """Write report.html, summary.json, ranking.parquet and the folder plots; returns the summary.
 
     `ranking_files` are in the order in which the merged table has them; `enhanced_files` are {batch}.parquet. `advice`
     and `source` are the contents of ranking/advice.json and source.json; `skipped` are {name, reason} of metric
@@ -67,15 +83,24 @@ def make_report(
     """
     with ThreadPoolExecutor(1) as other:  # on a core of its own, where there is one
         merged = other.submit(merge_ranking, ranking_files, ranking)
+        options = other.submit(whatif, ranking_files, profile)
         found = overview(ranking_files, failed)
         content = summarize(found, profile, source, config, versions, skipped, timing)
         on_disk = {path.stem for path in enhanced_files}  # of a published run that keeps none, maybe no batch
         heard = [path for path in ranking_files if path.stem in on_disk]
-        chosen = choose(heard, config["report"]["examples"])
-        examples = load_examples(chosen, enhanced_files)
-        write_report(page, content, found, examples, profile, advice, source, config)
+        settings = config["report"]
+        audited = choose_audit(heard, settings["audit"])
+        groups = choose(heard, settings["examples"], settings["rejected_examples"])
+        groups |= {AUDIT: [one["row"] for one in audited]}
+        examples = load_examples(groups, enhanced_files, only_audio=[AUDIT])
+        sheet = audit_sheet(audited, examples.pop(AUDIT), content)
+        before = previous(summary.parents[1], content)
+        about = (content, found, examples, profile, advice, source, config)
+        write_report(page, *about, options=options.result(), sheet=sheet, before=before)
+        write_plots(plots, found, profile, all_metrics())
         merged.result()
     write_json(summary, content)
+    remember(summary.parents[1], content)
     return content
 
 
@@ -88,16 +113,31 @@ def write_report(
     advice: Mapping[str, Any],
     source: Mapping[str, Any],
     config: Mapping[str, Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    sheet: Mapping[str, Any] | None = None,
+    before: Mapping[str, Any] | None = None,
 ) -> None:
-    """Draw the charts and write the page, atomically; arguments as in `make_report`."""
+    """Draw the charts and write the page, atomically; arguments as in `make_report`.
+
+    `options` are those of `whatif`, `sheet` that of `audit_sheet`, `before` the entry of the `previous` report; without
+    one of them the page has no such section.
+    """
     declared = all_metrics()
     source = {"kind": "", "path": "", "files": [], "bytes": 0, "license": None, "attribution": None, **source}
     environment = jinja2.Environment(
-        autoescape=True, finalize=_printable, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("speechmill.report"),
+        autoescape=True,
+        finalize=_printable,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "number": lambda value, digits=4: "—" if value is None else number(float(value), digits),
         "percent": _percent,
+        "signed": _signed,
+        "points": lambda share: _signed(None if share is None else round(100 * share, 1) + 0.0),
         "plain": plain,
         "name": lambda name: Markup(str(escape(plain(name))).replace("_", "_<wbr>")),
         "hours": _hours,
@@ -106,18 +146,22 @@ def write_report(
         "svg": lambda chart: data_uri("image/svg+xml", chart.svg),
         "unit": lambda name: _unit(name, declared),
     }
-    template = environment.from_string(resources.files(__package__).joinpath("report.html").read_text("utf-8"))
-    html = template.render(
+    run = f"{config.get('outdir', 'results')}/{config['dataset']}"
+    ranked_clips = found.closeness["ranked"].count
+    files = resources.files(__package__).joinpath("templates")
+    html = environment.get_template("report.html").render(
+        style=Markup(files.joinpath("style.css").read_text("utf-8")),
+        script=Markup("\n".join(files.joinpath(name).read_text("utf-8") for name in SCRIPTS)),
         summary=summary,
         steps=funnel(found),
         reasons=_reasons(found)[:MAX_REASONS],
         closeness=closeness_chart(found, profile.threshold, WIDE),
         closeness_narrow=closeness_chart(found, profile.threshold, NARROW),
-        ranked=found.closeness["ranked"].count,
+        ranked=ranked_clips,
         median=found.closeness["ranked"].quantile(0.5),
         charts=metric_charts(found, profile, declared),
         level=level_scale(),
-        groups=_cards(examples, profile),
+        groups=_cards(examples, found, profile),
         profile=profile,
         gates=[(gate, found.failed_gates[gate.metric]) for gate in profile.gates],
         criteria=_criteria(profile, advice),
@@ -130,13 +174,39 @@ def write_report(
         version=__version__,
         input_prefix=INPUT_PREFIX,
         saturated=SATURATED,
+        whatif=_what_is_now(options, found, config, run) if options and ranked_clips else None,
+        audit=sheet if sheet and sheet["clips"] else None,
+        run=run,
+        breakdown=summary["breakdown"],
+        sensitivity=advice.get("sensitivity"),
+        previous=compare_with_previous(summary, before) if before else None,
+        titles=PREVIOUS,
     )
     write_text(out, html)
+
+
+def _what_is_now(options: Mapping[str, Any], found: Overview, config: Mapping[str, Any], run: str) -> dict[str, Any]:
+    """The sliders' data with what is true now, and what the settings and the command are called."""
+    return {
+        **options,
+        "now": {
+            "input": found.clips["input"],
+            "clips": found.clips["accepted"],
+            "seconds": found.seconds["accepted"],
+        },
+        "unclear": found.errored_by["too_few_metrics"],
+        "setting": config.get("rank", {}).get("profile", options["profile"]),
+        "run": run,
+    }
 
 
 def _printable(value: Any) -> Any:
     """What HTML cannot hold, control characters but for tab and line feed, as spaces; markup of our own as it is."""
     return value if isinstance(value, Markup) or not isinstance(value, str) else _CONTROL.sub(" ", value)
+
+
+def _signed(value: float | None) -> str:
+    return "—" if value is None else ("+" if value > 0 else "") + number(float(value))
 
 
 def _percent(part: float | None, whole: float = 1.0, digits: int = 0) -> str:
@@ -201,14 +271,15 @@ def _correlated(correlation: Mapping[str, Mapping[str, float | None]]) -> list[t
     return sorted(pairs, key=lambda pair: (-abs(pair[2]), pair[0], pair[1]))
 
 
-def _cards(examples: Mapping[str, Sequence[Example]], profile: FrozenProfile) -> list[dict[str, Any]]:
+def _cards(examples: Mapping[str, Sequence[Example]], found: Overview, profile: FrozenProfile) -> list[dict[str, Any]]:
     """The groups of clips to listen to. A clip that is in several of them is played in the first."""
     heavy = sorted(profile.criteria, key=lambda criterion: (-criterion.weight, criterion.metric))
     shown = [criterion.metric for criterion in heavy[:CARD_METRICS]]
     played: dict[str, tuple[str, str]] = {}  # clip -> where it plays: anchor, title of the group
+    titles = headings({name: [example.row for example in members] for name, members in examples.items()}, found)
     groups = []
     for name, members in examples.items():
-        title, why = GROUPS[name]
+        title, why = titles[name]
         cards: list[dict[str, Any]] = []
         for example in members:
             row = example.row

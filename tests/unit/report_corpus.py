@@ -49,7 +49,7 @@ SOURCE = {
     "bytes": 1234,
     "files": [{"path": EVIL, "size": 1234, "sha256": "0" * 64}],
 }
-CONFIG = {"dataset": "demo", "report": {"examples": 2}, "source": {"path": EVIL}}
+CONFIG = {"dataset": "demo", "report": {"examples": 2, "rejected_examples": 1, "audit": 3}, "source": {"path": EVIL}}
 VERSIONS = {"numpy": "2.0", "dnsmos_p808": "ab" * 32}
 SKIPPED = [{"name": "squim", "reason": EVIL}]
 TIMING = {"enhance": {"jobs": 2, "seconds": 12.5}}
@@ -129,19 +129,21 @@ class Corpus:
     def report(self, examples=2):
         out = self.directory / "report"
         self.page, self.summary, self.table = out / "report.html", out / "summary.json", out / "ranking.parquet"
+        self.plots = out / "plots"
         return make_report(
             self.ranking,
             self.enhanced,
             self.profile,
             ADVICE,
             SOURCE,
-            CONFIG | {"report": {"examples": examples}},
+            CONFIG | {"report": CONFIG["report"] | {"examples": examples}},
             VERSIONS,
             SKIPPED,
             TIMING,
             self.page,
             self.summary,
             self.table,
+            self.plots,
         )
 
 
