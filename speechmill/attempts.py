@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib import metadata
@@ -38,6 +39,11 @@ USED = ("seconds", "cpu_seconds", "peak_mb", "gpu_peak_mb")
 TOLD = (*USED, "device", "clips", "audio_seconds", "bytes", "transfer_seconds")  # the last two of a fetch
 LINES = 15  # of a log, quoted for a failure
 SUMMED_UP = 3  # failures
+KEPT_FAILURES = 5  # the last ones
+TYPES: dict[str, Any] = {"time": str, "event": str, "stage": str, "start": str, "attempt": int}  # of every line
+TYPES |= dict.fromkeys(("batch", "file", "slurm_job"), (str, type(None)))
+NOT_OF_JOBS = {"event", "time", "lines"}  # though they stand in their lines
+Key = tuple[Any, ...]
 OF_SLURM = ("slurmstepd", "srun: error:")  # lines that say why a job ended; the daemon on the node knows more
 
 
@@ -144,52 +150,135 @@ def say(text: str) -> None:
 
 def read_attempts(run_dir: Path) -> Iterator[dict[str, Any]]:
     """Events in the order they happened; a line that is damaged, or cut short by a crash, is left out."""
-    path = run_dir / FILE
-    if not path.exists():
-        return
-    with open(path, "rb") as file:
-        for text in file:
-            with suppress(ValueError):
-                line = json.loads(text)
-                if isinstance(line, dict) and all(isinstance(line.get(n), str) for n in ("time", "event", "stage")):
-                    yield {"start": "", "batch": None, "attempt": 1, "slurm_job": None} | line
+    return (line for _, line in Tail(run_dir / FILE).read()[1])
+
+
+class Tail:
+    """Reads an account again and again, each time only what is new. Not for several threads at once."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._identity: tuple[int, int] | None = None
+        self._place, self._last = 0, b""  # after the last line, and that line
+
+    def read(self) -> tuple[bool, list[tuple[int, dict[str, Any]]]]:
+        """The whole lines since the last call, each with the place after it.
+
+        And whether they begin anew, because the file is another one than before, or was cut: what was read of it
+        before counts no more.
+        """
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115 (closed below)
+        except FileNotFoundError:
+            was_there = self._place > 0
+            self._place, self._last = 0, b""
+            return was_there, []
+        with file:
+            found = os.fstat(file.fileno())
+            identity = (found.st_dev, found.st_ino)
+            before = os.pread(file.fileno(), len(self._last), self._place - len(self._last))
+            is_new = self._place > 0 and (identity != self._identity or before != self._last)
+            place, last = (0, b"") if is_new else (self._place, self._last)
+            file.seek(place)
+            lines = []
+            for text in file:
+                if not text.endswith(b"\n"):  # it is being written
+                    break
+                place, last = place + len(text), text
+                if line := _line(text):
+                    lines.append((place, line))
+        self._identity, self._place, self._last = identity, place, last
+        return is_new, lines
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    """A line of an account; None if it is none."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict):
+        return None
+    line = {"start": "", "batch": None, "attempt": 1, "slurm_job": None} | line
+    return line if all(isinstance(line.get(name), kind) for name, kind in TYPES.items()) else None
+
+
+class Account:
+    """What the lines of an account add up to. Jobs are replaced, not changed: a list of them stays as it was given."""
+
+    def __init__(self, lines: Iterable[Mapping[str, Any]] = ()):
+        self.starts: list[Mapping[str, Any]] = []  # of Snakemake
+        self.of_run: Mapping[str, Any] | None = None  # the last line about Snakemake itself
+        self.failures: deque[Mapping[str, Any]] = deque(maxlen=KEPT_FAILURES)
+        self.time: str | None = None  # of the last line
+        self.is_on_slurm = False
+        self._jobs: list[dict[str, Any]] = []
+        self._open: dict[Key, int] = {}  # jobs whose end may come
+        self._submitted: set[int] = set()  # jobs whose end is not known
+        self._given_up: dict[Key, Mapping[str, Any]] = {}
+        self._starts: set[str] = set()
+        self._last_start: str | None = None  # by its first line: a later one may be about an earlier start
+        for line in lines:
+            self.add(line)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        if line["start"] not in self._starts:
+            self._starts.add(line["start"])
+            self._last_start = line["start"]
+        self.time = line["time"]
+        self.is_on_slurm = self.is_on_slurm or bool(line["slurm_job"])
+        if line["event"] == "began":
+            self.starts.append(line)
+        if line["event"] == "failed":
+            self.failures.append(line)
+        if line["stage"] == "run":
+            self.of_run = line
+            return
+        work = (line["stage"], line["batch"], line.get("file"))
+        self._given_up.pop(work, None)
+        if line.get("given_up"):
+            self._given_up[work] = line
+        key = (line["start"], *work, line["attempt"])
+        if line["event"] == "submitted" or key not in self._open:
+            self._open[key] = len(self._jobs)
+            self._submitted.add(len(self._jobs))
+            about = {name: line.get(name) for name in ("start", "stage", "batch", "file", "attempt")}
+            self._jobs.append(about | {"status": "submitted", "submitted": line["time"], "ended": None})
+        number = self._open[key]
+        job = self._jobs[number]
+        job = job | {name: value for name, value in line.items() if name not in job and name not in NOT_OF_JOBS}
+        job["slurm_job"] = line["slurm_job"] or job.get("slurm_job")
+        if line["event"] in ("finished", "failed"):
+            job |= {"status": line["event"], "ended": line["time"]}
+            del self._open[key]  # whatever comes next is another one, though the line of its submission may be lost
+            self._submitted.discard(number)
+        self._jobs[number] = job
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Every attempt of every job, in the order of their submission.
+
+        `status` is submitted, finished, failed, or lost: Snakemake died before it saw the end. `seconds` are those of
+        the job itself; from `submitted` to `began` it waited, mostly in Slurm's queue.
+        """
+        found = self._jobs.copy()
+        for number in self._submitted:
+            if found[number]["start"] != self._last_start:
+                found[number] = found[number] | {"status": "lost"}
+        return found
+
+    def given_up(self) -> list[Mapping[str, Any]]:
+        """The last failure of every piece of work that has failed for good, and has not been finished since."""
+        return list(self._given_up.values())
 
 
 def jobs(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every attempt of every job, in the order of their submission.
-
-    `status` is submitted, finished, failed, or lost: Snakemake died before it saw the end. `seconds` are those of the
-    job itself; from `submitted` to `began` it waited, mostly in Slurm's queue.
-    """
-    found: list[dict[str, Any]] = []
-    open_jobs: dict[tuple[Any, ...], dict[str, Any]] = {}
-    starts: dict[str, None] = {}  # in the order in which they appear: a later line may be about an earlier start
-    for line in lines:
-        starts[line["start"]] = None
-        if line["stage"] == "run":
-            continue
-        key = (line["start"], line["stage"], line["batch"], line.get("file"), line["attempt"])
-        if line["event"] == "submitted" or key not in open_jobs:
-            about = {name: line.get(name) for name in ("start", "stage", "batch", "file", "attempt")}
-            open_jobs[key] = about | {"status": "submitted", "submitted": line["time"], "ended": None}
-            found.append(open_jobs[key])
-        job = open_jobs[key]
-        job.update({name: value for name, value in line.items() if name not in {*job, "event", "time", "lines"}})
-        job["slurm_job"] = line["slurm_job"] or job.get("slurm_job")
-        if line["event"] in ("finished", "failed"):
-            job.update(status=line["event"], ended=line["time"])
-            del open_jobs[key]  # whatever comes next is another one, though the line of its submission may be lost
-    last = next(reversed(starts), None)
-    for job in found:
-        if job["status"] == "submitted" and job["start"] != last:
-            job["status"] = "lost"
-    return found
+    """`Account.jobs` of these lines."""
+    return Account(lines).jobs()
 
 
 def given_up(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The last failure of every piece of work that has failed for good, and has not been finished since."""
-    last = {(line["stage"], line["batch"], line.get("file")): line for line in lines if line["stage"] != "run"}
-    return [line for line in last.values() if line.get("given_up")]
+    """`Account.given_up` of these lines."""
+    return Account(lines).given_up()
 
 
 def ended_meanwhile(run_dir: Path) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -150,12 +150,13 @@ def _audio_bytes(value: Any) -> int:
     return len(value) if isinstance(value, bytes) else 0
 
 
-def read_progress(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the jobs at work in a folder of outputs told last, by batch."""
+def read_progress(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What the jobs at work in a folder of outputs told last, by batch; `names` are those of the files in it."""
     found = {}
-    for path in sorted(folder.glob(".*.parts/progress.json")):
-        try:
-            found[path.parent.name[1 : -len(".parts")]] = read_json(path)
-        except (OSError, ValueError):  # gone in between
-            continue
+    for name in sorted(names):
+        if name.startswith(".") and name.endswith(".parts"):
+            try:
+                found[name[1 : -len(".parts")]] = read_json(folder / name / "progress.json")
+            except (OSError, ValueError):  # not yet there, or gone in between
+                continue
     return found

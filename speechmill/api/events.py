@@ -6,11 +6,15 @@ told. Who comes back with it (Last-Event-ID) misses nothing and hears nothing tw
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import json
 import re
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+import weakref
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +23,50 @@ from anyio import to_thread
 
 from speechmill.api.service import Service
 from speechmill.api.store import Run
-from speechmill.attempts import FILE
+from speechmill.attempts import FILE, Tail
 
 LOOK_SECONDS = 1.0
+BEHIND_SECONDS = 0.2  # between two looks of one who is told what was before
 SILENT_SECONDS = 15.0  # then a comment shows that the connection lives
 ID = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
-CHUNK = 1_000_000
-News = tuple[str, int, dict[str, Any]]  # time, number or place after it, what happened
+MOST = 1000  # jobs in one look
+News = tuple[str, int, str]  # time, number or place after it, what happened as JSON
 ABOUT_JOB = ("time", "event", "stage", "batch", "file", "attempt", "slurm_job", "node", "seconds", "reason", "given_up")
+
+
+class Jobs:
+    """What the account of a folder says of jobs, read and put into words once for all who listen."""
+
+    def __init__(self, path: Path):
+        self._tail = Tail(path)
+        self._news: list[News] = []
+        self._places: list[int] = []
+        self._lock = threading.Lock()
+
+    def after(self, place: int) -> list[News]:
+        """At most MOST, as they stand in the account. Those about Snakemake itself have no words."""
+        with self._lock:
+            is_new, lines = self._tail.read()
+            if is_new:
+                self._news, self._places = [], []
+            for end, line in lines:
+                told = {name: line[name] for name in ABOUT_JOB if line.get(name) is not None}
+                self._news.append((line["time"], end, "" if line["stage"] == "run" else json.dumps(told)))
+                self._places.append(end)
+            first = bisect.bisect_right(self._places, place)
+            return self._news[first : first + MOST]
+
+
+_listened_to: weakref.WeakValueDictionary[Path, Jobs] = weakref.WeakValueDictionary()
+_listening = threading.Lock()
+
+
+def jobs_of(path: Path) -> Jobs:
+    """The same for all who listen at the same time."""
+    with _listening:
+        found = _listened_to.get(path) or Jobs(path)
+        _listened_to[path] = found
+        return found
 
 
 class Follower:
@@ -34,30 +74,34 @@ class Follower:
 
     def __init__(self, service: Service, run: Run, last_id: str | None):
         self.service, self.run = service, run
-        self.path = Path(run.run_dir) / FILE
+        self.jobs = jobs_of(Path(run.run_dir) / FILE)
         found = ID.fullmatch(last_id) if last_id else None
         self.number, self.offset = (int(found[1]), int(found[2])) if found else (0, 0)
-        self.told: Any = None  # how far the run is
+        self.told = ""  # how far the run is
+        self.is_behind = True  # there is more to tell at once
         self.over = False
 
-    def news(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Events since the last call, by time: id, kind, data. `over` once there will be no more."""
+    def news(self) -> Iterator[tuple[str, str, str]]:
+        """Events since the last call, by time: id, kind, data as JSON. `over` once there will be no more."""
         run = self.service.store.get(self.run.id)
         changes = self.service.store.history(self.run.id, self.number)
-        jobs, end = self._jobs()
-        self.over = (run is None or not run.is_active) and end is None
+        jobs = self.jobs.after(self.offset)
+        self.is_behind = len(jobs) == MOST
+        self.over = (run is None or not run.is_active) and not self.is_behind
         states = [
-            (change["time"], change.pop("number"), change) for change in changes if end is None or change["time"] < end
+            (change["time"], change.pop("number"), json.dumps({"run_id": self.run.id} | change))
+            for change in changes
+            if not self.is_behind or change["time"] < jobs[-1][0]
         ]
-        for kind, (_, position, data) in _by_time(states, jobs):
+        for kind, (time_of, position, data) in _by_time(states, jobs):
             if kind == "state":
                 self.number = position
-                yield self._id, kind, {"run_id": self.run.id} | data
+                yield self._id, kind, data
             else:
                 self.offset = position
-                if data:
+                if data and not self._is_of_others(time_of):
                     yield self._id, kind, data
-        progress = None if run is None else self._progress(run)
+        progress = None if run is None or self.is_behind else self._progress(run)
         if progress and progress != self.told:
             self.told = progress
             yield self._id, "progress", progress
@@ -71,34 +115,22 @@ class Follower:
     def _id(self) -> str:
         return f"{self.number}-{self.offset}"
 
-    def _jobs(self) -> tuple[list[News], str | None]:
-        """What the account says after `offset`, and, if that is not all of it, up to which time."""
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                data = file.read(CHUNK)
-        except FileNotFoundError:
-            return [], None
-        found: list[News] = []
-        offset = self.offset
-        for raw in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
-            offset += len(raw)
-            try:
-                line = json.loads(raw)
-                of_others = line["time"] < self.run.created or (self.run.ended and line["time"] > self.run.ended)
-                told = {name: line[name] for name in ABOUT_JOB if line.get(name) is not None}
-                found.append((line["time"], offset, {} if of_others or line["stage"] == "run" else told))
-            except (ValueError, KeyError, TypeError):  # cut short by a crash
-                continue
-        return found, found[-1][0] if found and len(data) == CHUNK else None
+    def _is_of_others(self, time_of: str) -> bool:
+        """Whether this was before or after the run."""
+        return time_of < self.run.created or (self.run.ended is not None and time_of > self.run.ended)
 
-    def _progress(self, run: Run) -> dict[str, Any] | None:
-        found = self.service.reading(run).record
+    def _progress(self, run: Run) -> str | None:
+        reading = self.service.reading(run)
+        found = reading.record
         if found is None or not run.is_active:
             return None
-        names = ("stage", "done", "total", "running", "waiting", "failed_attempts", "given_up")
-        stages = [{name: stage[name] for name in names} for stage in found["stages"]]
-        return {"seconds_left": found["seconds_left"], "stages": stages}
+        return reading.once(("progress",), lambda: _progress(found))
+
+
+def _progress(found: Mapping[str, Any]) -> str:
+    names = ("stage", "done", "total", "running", "waiting", "failed_attempts", "given_up")
+    stages = [{name: stage[name] for name in names} for stage in found["stages"]]
+    return json.dumps({"seconds_left": found["seconds_left"], "stages": stages})
 
 
 def _by_time(states: list[News], jobs: list[News]) -> Iterator[tuple[str, News]]:
@@ -107,13 +139,25 @@ def _by_time(states: list[News], jobs: list[News]) -> Iterator[tuple[str, News]]
     return heapq.merge(*named, key=lambda event: event[1][0])
 
 
-async def stream(follower: Follower) -> AsyncIterator[str]:
-    """The text of the events until the run is over."""
+def _text(follower: Follower) -> str:
+    return "".join(f"id: {number}\nevent: {kind}\ndata: {data}\n\n" for number, kind, data in follower.news())
+
+
+async def stream(follower: Follower, open_ones: Counter[str], caller: str) -> AsyncIterator[str]:
+    """The text of the events until the run is over. `open_ones` counts the streams of every caller."""
+    open_ones[caller] += 1
+    try:
+        async for text in _texts(follower):
+            yield text
+    finally:
+        open_ones[caller] -= 1
+
+
+async def _texts(follower: Follower) -> AsyncIterator[str]:
     yield "retry: 2000\n\n"
     spoken = time.monotonic()
     while True:
-        news = await to_thread.run_sync(lambda: list(follower.news()))
-        text = "".join(f"id: {number}\nevent: {kind}\ndata: {json.dumps(data)}\n\n" for number, kind, data in news)
+        text = await to_thread.run_sync(_text, follower, limiter=follower.service.tellers)
         if not text and time.monotonic() - spoken > SILENT_SECONDS:
             text = ": alive\n\n"
         if text:
@@ -121,4 +165,4 @@ async def stream(follower: Follower) -> AsyncIterator[str]:
             yield text
         if follower.over:
             return
-        await anyio.sleep(LOOK_SECONDS)
+        await anyio.sleep(BEHIND_SECONDS if follower.is_behind else LOOK_SECONDS)

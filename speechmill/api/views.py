@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 from speechmill.api.records import Reading, read
 from speechmill.api.store import Run
 from speechmill.attempts import failure_text, given_up, read_attempts
-from speechmill.joblog import TAIL_BYTES, human
-from speechmill.joblog import read as read_log
+from speechmill.joblog import TAIL_BYTES, human, parse
+from speechmill.monitor.record import RunReader
 from speechmill.slurm import RUNNING
 from speechmill.supervise import LOG
 from speechmill.text import plain
@@ -57,6 +58,10 @@ def metrics(run: Run, reading: Reading) -> Json:
 
 def tasks(run: Run, reading: Reading) -> list[Json]:
     """The run's pieces of work in the order of their first attempt: the last attempt of each, and how many came before."""
+    return reading.once(("tasks", run.id, run.ended, run.is_active), lambda: _tasks(run, reading))
+
+
+def _tasks(run: Run, reading: Reading) -> list[Json]:
     queue = {job["id"]: job["state"] for job in (reading.record or {}).get("slurm_jobs", [])}
     attempts: dict[tuple[Any, ...], list[Json]] = defaultdict(list)
     for job in attempts_of(run, reading.jobs):
@@ -73,15 +78,19 @@ def attempts_of(run: Run, jobs: Iterable[Json]) -> list[Json]:
 
 def snapshot(run_dir: Path, run: Run) -> Json:
     """What is kept of a run when it ends, for when another one works in its folder."""
-    return _facts(run, read(run_dir)) | {"seconds_left": None}
+    return _facts(run, read(RunReader(run_dir))) | {"seconds_left": None}
 
 
-def last_error_of(run_dir: Path, run: Run) -> str | None:
-    """Why a run failed: its last job that failed for good, else what Snakemake said last."""
+def last_error_of(run_dir: Path, run: Run, log_from: int | None) -> str | None:
+    """Why a run failed: its last job that failed for good, else what Snakemake, whose output begins there, said last."""
     lines = [line for line in read_attempts(run_dir) if line["time"] >= (run.started or run.created)]
     if failed := given_up(lines):
         return failure_text(failed[-1], quote=False)
-    said = [line["text"] for line in read_log(run_dir / LOG, TAIL_BYTES) if line["text"].strip()]
+    if log_from is None:
+        return None
+    with open(run_dir / LOG, "rb") as file:
+        file.seek(max(log_from, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+        said = [line["text"] for line in parse(file.read()) if line["text"].strip()]
     return " / ".join(plain(text) for text in said[-QUOTED_LINES:]) or None
 
 
@@ -94,6 +103,10 @@ def _facts(run: Run, reading: Reading) -> Json:
     """Of the folder; of a run that has ended, as it was then."""
     if run.final and (kept := json.loads(run.final)):
         return kept
+    return reading.once(("facts", run.id, run.ended), lambda: _facts_of(run, reading))
+
+
+def _facts_of(run: Run, reading: Reading) -> Json:
     made = attempts_of(run, reading.jobs)
     rules: dict[str, Counter[str]] = defaultdict(Counter)
     for job in made:

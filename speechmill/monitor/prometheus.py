@@ -14,16 +14,15 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from speechmill.attempts import jobs, read_attempts
 from speechmill.errors import SpeechmillError
-from speechmill.monitor.record import STAGES, record
+from speechmill.monitor.record import STAGES, RunReader
 from speechmill.text import encodable
 from speechmill.times import unix
 
@@ -32,6 +31,7 @@ RUN_STATES = ("running", "finished", "failed", "stopped", "interrupted")
 ENDS = ("finished", "failed", "lost")
 NAMED = ("dataset", "run")
 Sample = tuple[str, tuple[str, ...], float]  # name without prefix, values of its own labels, value
+Read = Callable[[Path], tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]  # of a run its record and its jobs
 
 
 class Family(NamedTuple):
@@ -88,7 +88,9 @@ FAMILIES = {
 class RunCollector:
     """Reads the runs when it is asked, at most every `keep_seconds`. One that cannot be read never fails a scrape."""
 
-    def __init__(self, runs: Iterable[Path], keep_seconds: float = KEEP_SECONDS):
+    def __init__(self, runs: Iterable[Path], keep_seconds: float = KEEP_SECONDS, read: Read | None = None):
+        self.read = read or self._read_run
+        self.readers: dict[Path, RunReader] = {}
         self.runs = list(dict.fromkeys(Path(os.path.realpath(run)) for run in runs))
         self.keep_seconds = keep_seconds
         self.states: dict[Path, str] = {}  # as last seen, of those that are there
@@ -120,8 +122,8 @@ class RunCollector:
 
     def _samples(self, run: Path) -> list[Sample]:
         try:
-            found = record(run)
-            samples = [*_of_record(found), *_of_account(list(read_attempts(run)))]
+            found, jobs = self.read(run)
+            samples = [*_of_record(found), *_of_account(found, jobs)]
         except Exception as error:  # whatever stands in its files, the other runs are to be seen
             text = str(error) if isinstance(error, SpeechmillError) else f"{run}: {type(error).__name__}: {error}"
             if self.troubles.get(run) != text:
@@ -133,6 +135,9 @@ class RunCollector:
         self.troubles.pop(run, None)
         self.states[run] = found["state"]
         return [("run_readable", (), 1), *samples]
+
+    def _read_run(self, run: Path) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
+        return self.readers.setdefault(run, RunReader(run)).read()
 
 
 def exposition(collector: RunCollector) -> str:
@@ -229,15 +234,14 @@ def _of_stage(stage: Mapping[str, Any], at_work: bool, queue_known: bool) -> Ite
         yield "audio_seconds_per_second", (name,), stage["audio_hours_per_hour"]
 
 
-def _of_account(lines: Sequence[Mapping[str, Any]]) -> Iterator[Sample]:
+def _of_account(found: Mapping[str, Any], jobs: Sequence[Mapping[str, Any]]) -> Iterator[Sample]:
     """Sums over the account. None of them falls when a line is added."""
-    starts = [line for line in lines if line["event"] == "began"]
-    yield "run_starts_total", (), len(starts)
-    if version := (starts[-1].get("versions") or {}).get("speechmill") if starts else None:
-        yield "run_info", (version,), 1
+    yield "run_starts_total", (), found["starts"]
+    if found["version"]:
+        yield "run_info", (found["version"],), 1
     sums: defaultdict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
     peaks: defaultdict[tuple[str, str], float] = defaultdict(float)
-    for job in jobs(lines):
+    for job in jobs:
         stage = job["stage"]
         sums["jobs_submitted_total", (stage,)] += 1
         for status in ENDS:

@@ -293,13 +293,11 @@ def test_a_run_that_cannot_be_read_is_told_as_such_and_hides_no_other(tmp_path, 
 
 def test_the_alerts_of_a_run_are_counted(tmp_path, monkeypatch):
     run = write_run(tmp_path / "thai", two_starts())
-    whole = prometheus.record
-    monkeypatch.setattr(
-        prometheus, "record", lambda path: whole(path) | {"alerts": {"open": ["stalled", "disk"], "undelivered": 4}}
-    )
+    alerts = {"open": ["stalled", "disk"], "undelivered": 4}
+    monkeypatch.setattr("speechmill.monitor.record.alerts_state", lambda path: alerts)
     found = series(run)
     assert (found["alerts_open"], found["alerts_undelivered"]) == ({(): 2}, {(): 4})
-    monkeypatch.setattr(prometheus, "record", lambda path: whole(path) | {"alerts": None})
+    monkeypatch.setattr("speechmill.monitor.record.alerts_state", lambda path: None)
     assert not {"alerts_open", "alerts_undelivered"} & set(series(run))
 
 
@@ -501,8 +499,8 @@ def everything(folder):
 def exported(tmp_path, monkeypatch):
     """{name of a series: its label sets} of a run that has everything."""
     run = everything(tmp_path)
-    whole = prometheus.record
-    monkeypatch.setattr(prometheus, "record", lambda path: whole(path) | {"alerts": {"open": [], "undelivered": 0}})
+    alerts = {"open": [], "undelivered": 0}
+    monkeypatch.setattr("speechmill.monitor.record.alerts_state", lambda path: alerts)
     with at_work(run):
         found = families(run)
     named = defaultdict(list)

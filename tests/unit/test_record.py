@@ -1,6 +1,7 @@
 """The record of a run: what its account and its files say, over crashes, repetitions and resumes."""
 
 import json
+import os
 import time
 
 import pytest
@@ -11,7 +12,8 @@ from speechmill import owner
 from speechmill.attempts import FILE, jobs, read_attempts
 from speechmill.errors import SpeechmillError
 from speechmill.files import write_json
-from speechmill.monitor.record import record
+from speechmill.monitor import record as module
+from speechmill.monitor.record import RunReader, record, record_and_jobs
 
 from .runs_account import Account
 
@@ -220,6 +222,73 @@ def test_any_account_adds_up_however_it_is_cut(tmp_path_factory, events, data):
     assert sum(row["clips"].values()) == 100 * len(known)
     assert len(jobs(read_attempts(account.run_dir))) == sum(sum(counts.values()) for counts in found["rules"].values())
     json.dumps(found)
+
+
+CHANGES = st.sampled_from(["begin", "submit", "finish", "fail", "tear", "mend", "cut", "rewrite", "replace", "remove"])
+
+
+@given(st.lists(st.tuples(CHANGES, st.integers(0, 3), st.booleans()), max_size=40))
+@example([("submit", 0, False), ("finish", 0, True), ("rewrite", 0, True), ("submit", 1, True), ("finish", 1, True)])
+def test_whoever_reads_again_and_again_knows_what_a_first_look_shows(tmp_path_factory, changes):
+    account = Account(tmp_path_factory.mktemp("run") / "demo", batches=4)
+    path = account.run_dir / FILE
+    reader, now = RunReader(account.run_dir), account.zero + 100
+    kept = []
+    for at, (change, number, is_read) in enumerate(changes, 1):
+        whole = path.read_bytes() if path.exists() else b""
+        if change == "tear":  # a line of which only the beginning is there yet
+            path.write_bytes(whole + b'{"time": "')
+        elif change == "mend":
+            path.write_bytes(whole + b"\n")
+        elif change == "cut":
+            path.write_bytes(whole[: len(whole) // (number + 1)])
+        elif change == "rewrite":  # the same file, no shorter
+            path.write_bytes(whole[len(whole) // (number + 2) :] * 2)
+        elif change == "replace":
+            (path.with_name("new")).write_bytes(whole[len(whole) // 2 :])
+            path.with_name("new").rename(path)
+        elif change == "remove":
+            path.unlink(missing_ok=True)
+        elif change == "begin":
+            account.begin(at)
+        else:
+            getattr(account, change)(at, "enhance", f"b{number}", **(WORK if change == "finish" else {}))
+        if is_read:
+            found, done = reader.read(now)
+            fresh, expected = record_and_jobs(account.run_dir, now)
+            assert done == expected
+            assert found | {"disk_free_bytes": 0} == fresh | {"disk_free_bytes": 0}
+            kept.append((done, json.dumps(done)))
+    assert all(json.dumps(done) == text for done, text in kept)  # what was told does not change
+
+
+def test_folders_are_listed_again_when_they_have_changed_and_only_then(account, monkeypatch):
+    clock, listed, list_names = [100.0], [], os.listdir
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(module.os, "listdir", lambda path: listed.append(path.name) or list_names(path))
+    scores = account.run_dir / "scores"
+    scores.mkdir()
+    reader = RunReader(account.run_dir)
+
+    def done(seconds):
+        clock[0] += seconds
+        del listed[:]
+        return stage(reader.read()[0], "score")["done"]
+
+    assert done(0) == 0
+    (scores / "b0.parquet").touch()
+    os.utime(scores, ns=(0, 0))
+    assert done(10) == 1
+    (scores / "b1.parquet").touch()
+    os.utime(scores, ns=(0, 0))  # as where times of changes are coarse
+    assert done(1) == 2
+    assert done(10) == 2
+    assert done(10) == 2
+    assert "scores" not in listed
+    (scores / "b1.parquet").unlink()
+    assert done(0) == 1
+    scores.rename(account.run_dir / "elsewhere")
+    assert done(0) == 0
 
 
 def test_ten_thousand_jobs_are_read_in_seconds(tmp_path):
