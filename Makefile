@@ -1,6 +1,6 @@
 # make demo      everything from set-up to a published data set, on this machine
 # make test      everything that is tested; the cluster's part where Slurm is installed. MINUTES=N: after that begin unit tests alone
-# make test-api  what the REST API does with real runs, killed processes included: 10 minutes more
+# make test-api  what the REST API does with larger runs than the two of make test: 10 minutes more
 # make cluster   a Slurm cluster of three nodes on this machine, to try profiles/slurm (as root; cluster-stop ends it)
 # make profiles  link the profiles into your Snakemake configuration: snakemake --profile slurm
 # make monitor   Panoptes, a web page that shows runs: on http://127.0.0.1:5000, until Ctrl-C. PORT=N: elsewhere

@@ -119,7 +119,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Task:
-    """One attempt of one job; `raw` has all that is known of it."""
+    """A piece of work: its last attempt, and how many came before; `raw` has all that is known of it."""
 
     task: str
     batch: str | None
@@ -223,11 +223,17 @@ class Client:
         return self._begin("/pipeline/trigger", body, key)
 
     def rerank(
-        self, run_id: str, profile: str | None = None, threshold: float | None = None, key: str | None = None
+        self,
+        run_id: str,
+        profile: str | None = None,
+        threshold: float | None = None,
+        key: str | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> Triggered:
-        """Begin a run on the corpus of `run_id` with another profile or threshold: what is enhanced and scored stays."""
-        given = {"profile": profile, "threshold": threshold}
-        body = {name: value for name, value in given.items() if value is not None}
+        """Begin a run on the corpus of `run_id` with another profile, threshold or weights of the profile's groups: what is
+        enhanced and scored stays."""
+        given = {"profile": profile, "threshold": threshold, "weights": weights and dict(weights)}
+        body: Json = {name: value for name, value in given.items() if value is not None}
         return self._begin(f"{_run(run_id)}/rerank", body, key)
 
     def status(self, run_id: str) -> Status:
@@ -309,7 +315,7 @@ class Client:
         """
         pause, heard = 1.0, time.monotonic()
         while True:
-            count, opened = 0, False
+            count, opened, is_over = 0, False, False
             try:
                 stream = _Stream(self._open("GET", f"{_run(run_id)}/events", last_id=last_id))
                 opened = True
@@ -318,9 +324,9 @@ class Client:
                         return
                     for event in stream:
                         last_id, count = event.id or last_id, count + 1
+                        if event.kind == "state":  # the last one: a run that was resumed has ended before
+                            is_over = event.data.get("state") in OVER
                         yield event
-                        if event.kind == "state" and event.data.get("state") in OVER:
-                            return
                 pause = stream.pause
             except ApiError as error:
                 passing = isinstance(error, NoAnswer) or error.status in REFUSED + AWAY
@@ -335,7 +341,8 @@ class Client:
                 with suppress(NoAnswer):
                     if self.status(run_id).is_over:
                         return
-            time.sleep(pause)
+            if not is_over:  # else the server has no more, and says so
+                time.sleep(pause)
 
     # Before a run, and beside runs
 

@@ -152,15 +152,15 @@ def _typed(value: Any, schema: dict[str, Any]) -> Any:
     Snakemake hands on all that stands after --config as strings.
     """
     if isinstance(value, dict):
-        properties = schema.get("properties", {})
-        return {name: _typed(inner, properties.get(name, {})) for name, inner in value.items()}
+        properties, others = schema.get("properties", {}), schema.get("additionalProperties") or {}
+        return {name: _typed(inner, properties.get(name, others)) for name, inner in value.items()}
     if isinstance(value, list):
         return [_typed(inner, schema.get("items", {})) for inner in value]
     types = schema.get("type", [])
     types = types if isinstance(types, list) else [types]
     wrong_type = bool(types) and "string" not in types
     if isinstance(value, str) and (wrong_type or value == "null" or value not in schema.get("enum", [value])):
-        with suppress(yaml.YAMLError):
+        with suppress(yaml.YAMLError, ValueError):  # such as a date that there is not
             parsed = yaml.safe_load(value)
             allowed = parsed is not None or "null" in types or None in schema.get("enum", [])
             return parsed if allowed else value

@@ -18,6 +18,8 @@ from speechmill.sources import open_source
 from speechmill.sources.revision import asked_for
 from speechmill.throughput import Past
 
+MOST_BATCHES = 100_000
+
 
 @dataclass(frozen=True)
 class BatchSize:
@@ -140,8 +142,17 @@ def _glance(config: Mapping[str, Any], directory: Path) -> tuple[tuple[int, floa
 
 
 def _cut(config: Mapping[str, Any], clips: float, seconds: float, clips_basis: str, seconds_basis: str) -> CorpusSize:
-    """Batches of batch_size clips, the last one shorter."""
+    """Batches of batch_size clips, the last one shorter.
+
+    Raises:
+        ConfigError: they are too many to run.
+    """
     size = config["batch_size"]
+    if clips / size > MOST_BATCHES:
+        raise ConfigError(
+            f"batch_size {size} makes {math.ceil(clips / size)} batches: take {math.ceil(clips / MOST_BATCHES)} or more, "
+            f"which makes {MOST_BATCHES} at most"
+        )
     counts = [min(size, clips - first) for first in range(0, math.ceil(clips), size)]
     mean = seconds / clips if clips else 0.0
     return CorpusSize([BatchSize(None, n, n * mean) for n in counts], clips_basis, seconds_basis, False)

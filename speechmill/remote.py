@@ -32,7 +32,8 @@ def is_meant(given: Sequence[str]) -> bool:
         return True
     if not os.environ.get("SPEECHMILL_API") or not given or given[0] not in COMMANDS:
         return False
-    return not any(Path(argument).is_dir() for argument in given[1:] if given[0] != "run")
+    has_id = any(RUN_ID.fullmatch(argument) for argument in given[1:])
+    return given[0] == "run" or has_id or not any(Path(argument).is_dir() for argument in given[1:])
 
 
 def main(given: Sequence[str]) -> int:

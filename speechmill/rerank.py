@@ -268,15 +268,22 @@ def _setting(
         configured = json.loads(json.dumps(deciding_settings(plan_config(read_plan(run_dir)))))
         other = _differing(reported, configured)
     rank = configured["rank"]
-    kept = rank.get("weights", {})
-    if profile is not None:
-        kept = dict.fromkeys(kept)  # they are of the groups of the other profile
     setting = {
         "profile": rank["profile"] if profile is None else _absolute(profile, Path()),
         "threshold": rank["threshold"] if threshold is None else threshold,
-        "weights": kept | dict(weights or {}),
+        "weights": changed_weights(rank, profile, weights),
     }
     return setting, other
+
+
+def changed_weights(
+    rank: Mapping[str, Any], profile: str | None, weights: Mapping[str, float] | None
+) -> dict[str, float | None]:
+    """The setting `rank.weights` of a section `rank` with what is given; None undoes a weight, as settings are merged."""
+    kept = rank.get("weights", {})
+    if profile is not None:
+        kept = dict.fromkeys(kept)  # they are of the groups of the other profile
+    return kept | dict(weights or {})
 
 
 def _differing(reported: Mapping[str, Any], configured: Mapping[str, Any]) -> list[str]:

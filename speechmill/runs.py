@@ -18,7 +18,7 @@ from speechmill import owner, slurm
 from speechmill.config import dataset_file, validate_config
 from speechmill.errors import ConfigError, SpeechmillError
 from speechmill.files import read_json, write_json
-from speechmill.supervise import LOG, Plan, Supervisor, settle, unlock
+from speechmill.supervise import DRAIN, LOG, Plan, Supervisor, settle, unlock
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 FILE = "run.json"
@@ -69,7 +69,7 @@ def merged_config(pairs: Sequence[str], files: Sequence[Path] = ()) -> dict[str,
     """The complete configuration as Snakemake makes it: config.yaml, the data set's file, `files`, then key=value."""
     given: dict[str, Any] = {}
     for file in files:
-        _update(given, yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+        _update(given, read_settings(file))
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator:
@@ -78,9 +78,24 @@ def merged_config(pairs: Sequence[str], files: Sequence[Path] = ()) -> dict[str,
     config: dict[str, Any] = {}
     folder = CHECKOUT / "config"
     for part in (folder / "config.yaml", Path(dataset_file(given, folder))):
-        _update(config, yaml.safe_load(part.read_text(encoding="utf-8")) or {})
+        _update(config, read_settings(part))
     _update(config, given)
     return validate_config(config, folder)
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """What a file of the configuration says.
+
+    Raises:
+        ConfigError: it is no YAML of settings.
+    """
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{file} is no YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file} has no settings: expected lines such as batch_size: 10000")
+    return found
 
 
 def plan_config(plan: Plan) -> dict[str, Any]:
@@ -130,8 +145,8 @@ def stop(run_dir: Path, how: str, timeout: float = 180) -> None:
     if holder and not holder.is_here:
         raise SpeechmillError(f"{run_dir} is being worked on by {holder}; say this on {holder.host}")
     if holder and holder.is_alive:
-        number = signal.SIGTERM if how == "drain" else signal.SIGINT
-        os.kill(holder.watched_by or holder.pid, number)
+        drain = DRAIN if holder.watched_by else signal.SIGTERM
+        os.kill(holder.watched_by or holder.pid, drain if how == "drain" else signal.SIGINT)
         if how == "drain":
             print(f"{holder} starts nothing new and ends with its running jobs; see speechmill status {run_dir}")
             return

@@ -67,6 +67,8 @@ def call(*command: str, timeout: float = 30) -> str:
         raise SlurmError(f"{command[0]} is not installed here; start the run on a login node of the cluster") from error
     except subprocess.TimeoutExpired as error:
         raise SlurmError(f"{command[0]} did not answer within {timeout:.0f} s") from error
+    except OSError as error:  # such as too many processes
+        raise SlurmError(f"{command[0]} cannot be called: {error}") from error
     if done.returncode:
         raise SlurmError(f"{command[0]} failed: {(done.stderr or done.stdout).strip()[-500:]}")
     return done.stdout

@@ -32,6 +32,7 @@ from speechmill.monitor.watch import watch_run
 from speechmill.times import utc_now
 
 LOG = Path("logs") / "run.log"
+DRAIN = signal.SIGUSR1  # `speechmill drain` to `speechmill run`
 MAKES_A_BATCH = frozenset({"enhance", "score", "rank"})
 SPACE = 2**20  # bytes: less is a full disk
 NOT_TAKEN_BACK = frozenset({"PREEMPTED", "NODE_FAIL"})  # the plugin waits for ever for Slurm to requeue these
@@ -64,6 +65,7 @@ class Supervisor:
 
     plan: Plan
     asked_to: str | None = None  # drain | cancel
+    by_person: bool = True  # and not by SIGTERM, which is also what a machine says that is shut down
     child: subprocess.Popen[bytes] | None = None
     since: str = ""  # start of the child, UTC
     disk_was_full: bool = False  # so the child has said
@@ -77,7 +79,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Work until all is done, nothing more can be done, or somebody asked to stop; returns the exit status."""
-        signal.signal(signal.SIGTERM, lambda *_: self.stop("drain"))
+        signal.signal(signal.SIGTERM, lambda *_: self.stop("drain", by_person=False))
+        signal.signal(DRAIN, lambda *_: self.stop("drain"))
         signal.signal(signal.SIGINT, lambda *_: self.stop("cancel"))
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal ends nothing
         from speechmill.runs import plan_config
@@ -238,9 +241,9 @@ class Supervisor:
         # A batch that only could not be sent is no failed batch: it is sent when the run goes on.
         return sorted({batch for batch, stage, _ in failed if batch and stage in MAKES_A_BATCH} | (waiting - done))
 
-    def stop(self, how: str) -> None:
+    def stop(self, how: str, by_person: bool = True) -> None:
         """Signal handler: `drain` lets running jobs end, `cancel` ends them; a second signal always cancels."""
-        self.asked_to = "cancel" if self.asked_to else how
+        self.asked_to, self.by_person = "cancel" if self.asked_to else how, by_person
         if self.child and self.child.poll() is None:
             if self.asked_to == "drain":
                 os.kill(self.child.pid, signal.SIGTERM)

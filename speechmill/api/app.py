@@ -45,7 +45,7 @@ def make_app(service: Service, keep: bool = True) -> FastAPI:
         redoc_url=None,
     )
     app.state.service, app.state.keeper = service, keeper
-    app.state.collector = RunCollector([])
+    app.state.collector = RunCollector([], read=service.records.of_run)
     app.include_router(routes_runs.router)
     app.include_router(routes_more.router)
     app.include_router(wes.router)
@@ -71,7 +71,7 @@ def make_app(service: Service, keep: bool = True) -> FastAPI:
     app.add_middleware(
         Guard,
         tokens=service.tokens,
-        audit=settings.audit,
+        audit=service.audit,
         body_bytes=settings.body_bytes,
         requests_per_second=settings.requests_per_second,
         changes_per_minute=settings.changes_per_minute,

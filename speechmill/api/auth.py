@@ -104,9 +104,7 @@ def new_token(path: Path, name: str, scopes: str) -> str:
         raise SpeechmillError(f"{path} has a token of {name}: delete its line first, which shuts that one out")
     token = secrets.token_urlsafe(32)
     line = f"{name} {','.join(sorted(set(given)))} {hashlib.sha256(token.encode()).hexdigest()}\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
+    with open(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "r+b") as file:
+        last = file.read()[-1:]
+        file.write((b"" if last in (b"", b"\n") else b"\n") + line.encode())  # an editor may have left a line open
     return token

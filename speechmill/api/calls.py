@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Path, Query, Request, Security
@@ -20,15 +20,15 @@ BEARER = HTTPBearer(auto_error=False, description="speechmill serve --new-token 
 CURSOR_LETTERS = 300
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:  # neither waits: a thread for each would take longer
     found: Service = request.app.state.service
     return found
 
 
-def may(scope: str) -> Callable[..., Caller]:
+def may(scope: str) -> Callable[..., Awaitable[Caller]]:
     """The caller, whose token has the scope."""
 
-    def check(request: Request, _: Annotated[Any, Security(BEARER)]) -> Caller:
+    async def check(request: Request, _: Annotated[Any, Security(BEARER)]) -> Caller:
         caller: Caller = request.state.caller
         if scope not in caller.scopes:
             raise Problem(
@@ -39,9 +39,12 @@ def may(scope: str) -> Callable[..., Caller]:
     return check
 
 
-def run_of(request: Request, run_id: Annotated[str, Path(pattern=RUN_ID, examples=["20260301120000-1a2b3c4d"])]) -> Run:
+def run_of(
+    service: Annotated[Service, Depends(service_of)],
+    run_id: Annotated[str, Path(pattern=RUN_ID, examples=["20260301120000-1a2b3c4d"])],
+) -> Run:
     """The run that an address names."""
-    run = service_of(request).store.get(run_id)
+    run = service.store.get(run_id)
     if run is None:
         raise Problem(404, f"there is no run {run_id}: GET /pipeline/runs lists all")
     return run
@@ -61,6 +64,44 @@ Key = Annotated[
         description="the same key begins one run only, however often it is sent",
     ),
 ]
+
+
+def page_of_runs(
+    service: Service, limit: int, cursor: str | None, state: str | None = None, dataset: str | None = None
+) -> tuple[list[Run], str | None]:
+    """Runs, the newest first, and the cursor of the next page.
+
+    Raises:
+        Problem: the cursor is none of ours.
+    """
+    before = read_cursor(cursor, 2)
+    found = service.store.runs(state, dataset, limit + 1, (before[0], before[1]) if before else None)
+    more = make_cursor(found[limit - 1].created, found[limit - 1].id) if len(found) > limit else None
+    return found[:limit], more
+
+
+def page_of_tasks(
+    tasks: Sequence[Mapping[str, Any]],
+    limit: int,
+    cursor: str | None,
+    is_wanted: Callable[[Mapping[str, Any]], bool] = lambda task: True,
+) -> tuple[list[Mapping[str, Any]], str | None]:
+    """Of the tasks of a run those that are wanted, and the cursor of the next page.
+
+    Raises:
+        Problem: the cursor is none of this run.
+    """
+    if after := read_cursor(cursor, 3):
+        names = [_parts(task) for task in tasks]
+        if after not in names:
+            raise Problem(422, "cursor names a task that this run does not have: begin with the first page")
+        tasks = tasks[names.index(after) + 1 :]
+    wanted = [task for task in tasks if is_wanted(task)]
+    return wanted[:limit], make_cursor(*_parts(wanted[limit - 1])) if len(wanted) > limit else None
+
+
+def _parts(task: Mapping[str, Any]) -> tuple[str, ...]:
+    return task["task"], task["batch"] or "", task["file"] or ""
 
 
 def make_cursor(*parts: str) -> str:

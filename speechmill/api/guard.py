@@ -8,23 +8,19 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import logging.handlers
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from speechmill.api import audit_log
 from speechmill.api.auth import Caller, Tokens
 from speechmill.api.limits import Buckets
 from speechmill.api.problems import Problem
-from speechmill.times import utc_now
 
 OPEN = ("/healthz", "/readyz")  # to everybody
 READING = ("GET", "HEAD", "OPTIONS")
 BODY_SECONDS = 30.0
-AUDIT_BYTES, AUDIT_FILES = 10_000_000, 5
 LONGEST_NUMBER = 300  # digits: floating-point numbers hold larger ones no more
 
 
@@ -35,17 +31,16 @@ class Guard:
         self,
         app: ASGIApp,
         tokens: Tokens,
-        audit: Path,
+        audit: logging.Logger,
         body_bytes: int,
         requests_per_second: float,
         changes_per_minute: float,
         failures_per_minute: float,
     ):
-        self.app, self.tokens, self.body_bytes = app, tokens, body_bytes
-        self.requests = Buckets(requests_per_second, 3 * requests_per_second)
+        self.app, self.tokens, self.audit, self.body_bytes = app, tokens, audit, body_bytes
+        self.requests = Buckets(requests_per_second, max(3 * requests_per_second, 1))
         self.changes = Buckets(changes_per_minute / 60, max(changes_per_minute, 1))
         self.failures = Buckets(failures_per_minute / 60, 10)  # of an address
-        self.audit = _audit_log(audit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -85,7 +80,8 @@ class Guard:
         caller = self.tokens.caller(given[0].decode("latin-1")) if len(given) == 1 else None
         if caller:  # whoever else shares the address and guesses: on a login node all users have the same one
             return caller
-        wait = self.failures.wait(scope["client"][0] if scope["client"] else "")
+        address = _address(scope) or ""
+        wait = self.failures.wait("loopback" if address.startswith("127.") else address)  # who is here has all of these
         if wait:
             raise _too_often(wait, "too many calls without a valid token came from this address")
         detail = "no valid token: send Authorization: Bearer TOKEN; speechmill serve --new-token makes one"
@@ -115,22 +111,22 @@ class Guard:
             if not message.get("more_body"):
                 break
         body = b"".join(parts)
-        if body and b"json" in headers.get(b"content-type", b"application/json"):
+        kinds = [value.lower() for name, value in scope["headers"] if name == b"content-type"]
+        if body and (not kinds or b"json" in kinds[0]):  # the first one counts, for the application, too
             check_json(body)
         return body
 
     def _note(self, scope: Scope, caller: Caller | None, status: int) -> None:
-        if scope["method"] in READING and status not in (401, 403):
+        # 429 changes nothing, and whoever asks that often would push all else out of the log.
+        if status == 429 or (scope["method"] in READING and status not in (401, 403)):
             return
-        line = {
-            "time": utc_now(),
-            "who": caller.name if caller else None,
-            "from": scope["client"][0] if scope["client"] else None,
-            "what": f"{scope['method']} {scope['path'][:300]}",
-            "query": scope["query_string"][:300].decode("latin-1"),
-            "status": status,
-        }
-        self.audit.info(json.dumps(line))  # ASCII: a line stays a line, and shows what it holds
+        who, what = caller.name if caller else None, f"{scope['method']} {scope['path']}"
+        query = scope["query_string"].decode("latin-1")
+        audit_log.note(self.audit, who, _address(scope), what, query=query, status=status)
+
+
+def _address(scope: Scope) -> str | None:
+    return scope["client"][0] if scope["client"] else None
 
 
 def check_json(body: bytes) -> Any:
@@ -183,13 +179,3 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
-
-
-def _audit_log(path: Path) -> logging.Logger:
-    os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
-    log = logging.Logger("speechmill.audit")
-    handler = logging.handlers.RotatingFileHandler(
-        path, maxBytes=AUDIT_BYTES, backupCount=AUDIT_FILES, encoding="ascii"
-    )
-    log.addHandler(handler)
-    return log

@@ -17,6 +17,7 @@ from speechmill.times import utc_now
 
 FILE = "api.jsonl"
 OF_CREATED = ("dataset", "run_dir", "config", "plan", "caller", "created", "hours", "key", "body")
+NOT_ENDED: dict[str, Any] = {"ended": None, "last_error": None, "final": None}
 
 
 def note(run_dir: Path, event: str, run_id: str, /, **about: Any) -> None:
@@ -48,14 +49,15 @@ def runs_of(run_dir: Path) -> list[Run]:
         elif line["id"] in found:
             run = found[line["id"]]
             if line["event"] == "taken":
-                run = replace(run, state="lost", runner=line["runner"], started=run.started or line["time"])
+                started = run.started or line["time"]
+                run = replace(run, state="lost", runner=line["runner"], started=started, **NOT_ENDED)
             elif line["event"] == "ended" and line.get("state") in ENDED:
                 final = json.dumps(line.get("final") or {})
                 run = replace(
                     run, state=line["state"], ended=line["time"], runner=None, last_error=line.get("error"), final=final
                 )
             elif line["event"] == "resumed":
-                run = replace(run, state="queued", ended=None, runner=None, started=None, last_error=None, final=None)
+                run = replace(run, state="queued", runner=None, started=None, **NOT_ENDED)
             found[run.id] = run
     return list(found.values())
 

@@ -5,6 +5,8 @@ All that it knows is in the data base, so it begins where an earlier server ende
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
 import threading
@@ -16,10 +18,11 @@ from speechmill.api import journal, processes
 from speechmill.api.schedules import begin_due
 from speechmill.api.service import Service
 from speechmill.api.store import Run, Store
-from speechmill.supervise import finished_pieces
+from speechmill.supervise import Plan, finished_pieces
 
 LOOK_SECONDS = 2.0
 MOST_RESTARTS = 5  # of runners that bring nothing forward
+PAUSE_SECONDS = 5.0  # between the first two of them; four times as long before every further one
 PATIENCE_SECONDS = 120.0  # that a runner may need to take its run
 
 
@@ -31,7 +34,7 @@ class Keeper(threading.Thread):
         self.service = service
         self.over = threading.Event()
         self.looked_at = time.monotonic()
-        self._begun: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
+        self._begun: dict[str, tuple[subprocess.Popen[bytes] | None, float]] = {}  # None: it has ended
         self._failed: dict[str, int] = {}  # runners in a row that ended without taking their run
 
     def run(self) -> None:
@@ -56,8 +59,8 @@ class Keeper(threading.Thread):
         store = self.service.store
         active = store.active()
         for run_id in self._begun.keys() - {run.id for run in active}:
-            self._begun[run_id][0].poll()
-            del self._begun[run_id]
+            if child := self._begun.pop(run_id)[0]:
+                child.poll()
             self._failed.pop(run_id, None)
         for run in active:
             try:
@@ -74,7 +77,7 @@ class Keeper(threading.Thread):
         if child is None:
             return False
         if child.poll() is not None:
-            del self._begun[run.id]
+            self._begun[run.id] = (None, since)
             self._failed[run.id] = self._failed.get(run.id, 0) + 1
             return False
         if time.monotonic() - since > PATIENCE_SECONDS:
@@ -84,12 +87,14 @@ class Keeper(threading.Thread):
     def _replace(self, store: Store, run: Run) -> None:
         hopeless = run.restarts >= MOST_RESTARTS and finished_pieces(Path(run.run_dir)) <= run.progress
         if hopeless or self._failed.get(run.id, 0) > MOST_RESTARTS:
-            why = f"its runners died {MOST_RESTARTS + 1} times without bringing it forward: {self.service.settings.runner_log}"
-            store.lose(run.id, run.runner, why, for_good=True)
-            journal.note(Path(run.run_dir), "ended", run.id, state="failed", error=why)
+            self._give_up(store, run)
             return
-        if run.runner:
+        if run.runner and run.state != "lost":
             store.lose(run.id, run.runner, "its runner died; another one takes over")
+        deaths = max(run.restarts, self._failed.get(run.id, 0))
+        began = self._begun.get(run.id, (None, -math.inf))[1]
+        if deaths and run.wanted != "cancel" and time.monotonic() - began < PAUSE_SECONDS * 4 ** (deaths - 1):
+            return
         with open(self.service.settings.runner_log, "ab") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", "speechmill.api.runner", str(self.service.settings.state_dir), run.id],
@@ -101,8 +106,18 @@ class Keeper(threading.Thread):
             )
         self._begun[run.id] = (child, time.monotonic())
 
+    def _give_up(self, store: Store, run: Run) -> None:
+        """End a run once nothing of it is at work."""
+        if left := processes.end_all(run.id, Plan(**json.loads(run.plan))):
+            print(f"speechmill: {run.id} cannot end before {left}", file=sys.stderr, flush=True)
+            return
+        why = f"its runners died {MOST_RESTARTS + 1} times without bringing it forward: {self.service.settings.runner_log}"
+        state = "cancelled" if run.wanted == "cancel" else "failed"
+        journal.note(Path(run.run_dir), "ended", run.id, state=state, error=why)
+        store.lose(run.id, run.runner, why, for_good=state)
+
 
 def rebuild(service: Service) -> int:
     """Take the runs that the corpora's folders tell of into the data base; how many were not there."""
-    runs = [run for folder in service.result_folders() for run in journal.runs_of(folder)]
+    runs = [run for folder in service.result_folders().values() for run in journal.runs_of(folder)]
     return sum(service.store.restore(run, "found in its folder") for run in sorted(runs, key=lambda run: run.created))

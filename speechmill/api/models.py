@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 RUN_ID = r"^[0-9]{14}-[0-9a-f]{8}$"
+TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{5,15}\+00:00$"
 DATASET = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 State = Literal[
     "queued",
@@ -22,6 +23,60 @@ State = Literal[
 ]
 TaskState = Literal["waiting", "running", "finished", "failed", "lost"]
 Number = float | int
+Weight = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
+
+
+def like(**example: Any) -> ConfigDict:
+    """With an example for OpenAPI."""
+    return ConfigDict(json_schema_extra={"examples": [example]})
+
+
+RUN = "20260301120000-1a2b3c4d"
+TIMES = {"created": "2026-03-01T12:00:00.000+00:00", "started": "2026-03-01T12:00:03.120+00:00", "ended": None}
+OF_RUN = {"run_id": RUN, "dataset": "demo", "state": "running"}
+SUMMARY = OF_RUN | TIMES | {"run_dir": "/data/results/demo", "last_error": None, "estimated_duration_hours": 0.4}
+STAGE = {"stage": "enhance", "done": 3, "total": 12, "running": 2, "waiting": 7, "failed_attempts": 0, "given_up": 0}
+STATUS = {
+    "state_history": [{"state": "queued", "time": TIMES["created"], "why": "triggered"}],
+    "restarts": 0,
+    "stages": [STAGE],
+    "rules": {"enhance": {"finished": 3, "submitted": 2}},
+    "retries": 0,
+    "clips": 120000,
+    "hours": 151.2,
+    "seconds_left": 1140.0,
+    "published": None,
+    "alerts": None,
+}
+TASK = {
+    "task": "enhance",
+    "batch": "clips-00003",
+    "file": None,
+    "status": "finished",
+    "start": "2026-03-01T12:01:10.000+00:00",
+    "end": "2026-03-01T12:05:32.000+00:00",
+    "duration": 262.0,
+    "retries": 0,
+    "host": "gpu7",
+    "device": "cuda",
+    "slurm_job": "4711",
+}
+LINE = {
+    "time": TIMES["started"],
+    "level": "warning",
+    "text": "too short",
+    "clip": "a/b.wav",
+    "human": "warning: too short",
+}
+SCHEDULE: dict[str, Any] = {
+    "id": RUN,
+    "dataset_name": "demo",
+    "cron": "@daily",
+    "config": {},
+    "caller": "me",
+    "created": TIMES["created"],
+}
+SCHEDULE |= {"next_due": "2026-03-02T00:00:00+00:00", "last_due": None, "last_outcome": None}
 
 
 class Strict(BaseModel):
@@ -31,9 +86,7 @@ class Strict(BaseModel):
 
 
 class TriggerRequest(Strict):
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"dataset_name": "demo", "config": {"rank": {"threshold": 0.6}}}]}
-    )
+    model_config = like(dataset_name="demo", config={"rank": {"threshold": 0.6}})
     dataset_name: Annotated[str, Field(pattern=DATASET, description="a file of config/datasets/ without .yaml")]
     config: Annotated[
         dict[str, Any], Field(description="settings that differ from the corpus's own; some are allowed")
@@ -41,29 +94,30 @@ class TriggerRequest(Strict):
 
 
 class RerankRequest(Strict):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"profile": "tts", "threshold": 0.7}]})
+    model_config = like(profile="tts", threshold=0.7)
     profile: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")] = None
     threshold: Annotated[Number | None, Field(ge=0, le=1)] = None
+    weights: Annotated[
+        dict[Annotated[str, Field(min_length=1, max_length=100)], Weight] | None,
+        Field(max_length=50, description="of groups of the profile, in place of its own"),
+    ] = None
 
 
 class ScheduleRequest(TriggerRequest):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"dataset_name": "demo", "cron": "@daily"}]})
+    model_config = like(dataset_name="demo", cron="@daily")
     cron: Annotated[str, Field(min_length=1, max_length=100, description="five fields of cron in UTC, or @daily, ...")]
 
 
+class SavedSchedule(ScheduleRequest):
+    """As a folder tells of it."""
+
+    id: Annotated[str, Field(pattern=RUN_ID)]
+    caller: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,200}$")]
+    created: Annotated[str, Field(pattern=TIME)]
+
+
 class Triggered(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "status": "triggered",
-                    "run_id": "20260301120000-1a2b3c4d",
-                    "dataset": "demo",
-                    "estimated_duration_hours": 0.4,
-                }
-            ]
-        }
-    )
+    model_config = like(status="triggered", run_id=RUN, dataset="demo", estimated_duration_hours=0.4)
     status: Literal["triggered"]
     run_id: str
     dataset: str
@@ -71,6 +125,7 @@ class Triggered(BaseModel):
 
 
 class Accepted(BaseModel):
+    model_config = like(run_id=RUN, state="cancelling")
     run_id: str
     state: State
 
@@ -88,6 +143,7 @@ class Summary(BaseModel):
 
 
 class Runs(BaseModel):
+    model_config = like(runs=[SUMMARY], next_cursor=None)
     runs: list[Summary]
     next_cursor: str | None
 
@@ -99,6 +155,7 @@ class Change(BaseModel):
 
 
 class Status(Summary):
+    model_config = like(**SUMMARY, **STATUS)
     state_history: list[Change]
     restarts: int
     stages: list[dict[str, Any]]
@@ -127,11 +184,19 @@ class Task(BaseModel):
 
 
 class Tasks(BaseModel):
+    model_config = like(tasks=[TASK], next_cursor=None)
     tasks: list[Task]
     next_cursor: str | None
 
 
 class Metrics(BaseModel):
+    model_config = like(
+        **OF_RUN,
+        tasks=[TASK],
+        throughput={"enhance": {"audio_hours_per_hour": 210.0, "clips_per_hour": 166000.0}},
+        clips={"enhance": {"passed": 29100, "rejected": 900}},
+        hours={"enhance": {"passed": 36.9, "rejected": 0.9}},
+    )
     run_id: str
     dataset: str
     state: State
@@ -142,16 +207,19 @@ class Metrics(BaseModel):
 
 
 class Lines(BaseModel):
+    model_config = like(lines=[LINE])
     lines: list[dict[str, Any]]
 
 
 class Validation(BaseModel):
+    model_config = like(valid=True, problems=[], jobs={"preflight": 1, "source": 1})
     valid: bool
     problems: list[str]
     jobs: dict[str, int]
 
 
 class Corpus(BaseModel):
+    model_config = like(name="demo", kind="folder", license="CC0-1.0", active_run_id=RUN)
     name: str
     kind: str | None
     license: str | None
@@ -159,6 +227,7 @@ class Corpus(BaseModel):
 
 
 class Schedule(BaseModel):
+    model_config = like(**SCHEDULE)
     id: str
     dataset_name: str
     cron: str
@@ -171,12 +240,15 @@ class Schedule(BaseModel):
 
 
 class Schedules(BaseModel):
+    model_config = like(schedules=[SCHEDULE])
     schedules: list[Schedule]
 
 
 class Health(BaseModel):
+    model_config = like(status="ok")
     status: Literal["ok"]
 
 
 class Readiness(BaseModel):
+    model_config = like(status="ready")
     status: Literal["ready"]

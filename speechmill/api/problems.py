@@ -28,6 +28,14 @@ SCHEMA: dict[str, Any] = {
         "active_run_id": {"type": ["string", "null"]},
         "problems": {"type": "array", "items": {"type": "string"}},
     },
+    "examples": [
+        {
+            "type": "about:blank",
+            "title": "Not Found",
+            "status": 404,
+            "detail": "there is no run X: GET /pipeline/runs lists all",
+        }
+    ],
 }
 
 

@@ -1,19 +1,23 @@
 """The processes of a run on this machine: all that its runner starts carry its id in their environment.
 
-So they are found whoever died in between, whatever their parents and groups are now.
+So they are found whoever died in between, whatever their parents and groups are now. Its jobs on Slurm besides.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from speechmill.owner import Owner, this_process
+from speechmill import slurm
+from speechmill.errors import SpeechmillError
+from speechmill.owner import Owner, read_owner, this_process
+from speechmill.supervise import Plan
 
 MARK = "SPEECHMILL_RUN"
 SILENT_SECONDS = 600  # after which a runner on another machine is taken for dead
@@ -51,6 +55,24 @@ def kill(run_id: str, seconds: float = 30) -> list[int]:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.1)
     return left
+
+
+def end_all(run_id: str, plan: Plan) -> str | None:
+    """Kill the processes of a run and cancel its Slurm jobs; what is left of them, if anything, for another call."""
+    if left := kill(run_id):
+        return f"processes {left} could not be killed"
+    with suppress(SpeechmillError):  # nobody knows whose it is
+        holder = read_owner(Path(plan.run_dir))
+        if holder and holder.is_alive:  # a person's Snakemake: so are the jobs
+            return None
+    if not plan.on_slurm or shutil.which("squeue") is None:
+        return None
+    try:
+        alive = [job for job in slurm.jobs(plan.prefix) if job.state in slurm.WAITING | slurm.RUNNING]
+        slurm.cancel(alive)
+    except slurm.SlurmError as error:
+        return str(error)
+    return f"{len(alive)} Slurm jobs, which are cancelled" if alive else None
 
 
 def _belongs(pid: int, run_id: str) -> bool:

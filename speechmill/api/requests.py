@@ -5,7 +5,7 @@ Nothing of it reaches a shell or a command line: the settings are written into a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from speechmill.config import nearest
@@ -16,7 +16,7 @@ WHOLE = ("enhance", "report", "alerts")  # all settings of these sections
 ALLOWED = frozenset(
     {
         *("batch_size", "keep_enhanced", "failed_batches", CHECKED_AGAINST_CORPUS),
-        *("score.metrics", "score.batch_seconds", "rank.profile", "rank.threshold"),
+        *("score.metrics", "score.batch_seconds", "rank.profile", "rank.threshold", "rank.weights"),
         *(f"{section}.*" for section in WHOLE),
     }
 )
@@ -48,6 +48,28 @@ def check_settings(config: Mapping[str, Any], corpus_kind: str, profiles: Collec
             problems.append(f"{name} is too large a number")
     if problems:
         raise ConfigError("the configuration of the request is refused:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def check_types(config: Mapping[str, Any], complete: Mapping[str, Any]) -> None:
+    """Whether the complete configuration took strings of a request as strings: those of a command line become numbers.
+
+    Raises:
+        ConfigError: names every setting where it did not.
+    """
+    problems = [f"{name}: a string is given where none is expected" for name in _retyped("", config, complete)]
+    if problems:
+        raise ConfigError("the configuration of the request is refused:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def _retyped(name: str, given: Any, taken: Any) -> Iterator[str]:
+    if isinstance(given, dict) and isinstance(taken, dict):
+        for key, value in given.items():
+            yield from _retyped(f"{name}.{key}" if name else key, value, taken.get(key))
+    elif isinstance(given, list) and isinstance(taken, list):
+        for each, value in zip(given, taken, strict=True):
+            yield from _retyped(name, each, value)
+    elif isinstance(given, str) and not isinstance(taken, str):
+        yield name
 
 
 def _flat(config: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Annotated
 
@@ -14,23 +13,29 @@ from prometheus_client.core import GaugeMetricFamily
 from speechmill.api import models, schedules
 from speechmill.api.calls import Reader, Served, Starter
 from speechmill.api.problems import Problem, documented
+from speechmill.api.service import Overloaded
 from speechmill.errors import ConfigError, SpeechmillError
 from speechmill.monitor.prometheus import RunCollector
 
 KEEPER_SECONDS = 120.0  # without a look at the runs, something is wrong
+FIGURE = {"value": 1.4, "basis": "3 earlier runs"}
+PLANNED = {"example": {"dataset": "demo", "run": "/data/results/demo", "wall_hours": FIGURE, "notes": []}}
 router = APIRouter()
 
 
 @router.post("/pipeline/validate", responses={200: {"model": models.Validation}, **documented()})
 def validate(request: models.TriggerRequest, caller: Reader, service: Served) -> Response:
     """A dry run: whether a run could begin, and how many jobs of each rule it would have."""
-    found = service.validate(request.dataset_name, request.config)
+    try:
+        found = service.validate(request.dataset_name, request.config)
+    except Overloaded as error:
+        raise Problem(503, str(error), {"Retry-After": "10"}) from error
     return JSONResponse({"valid": found.valid, "problems": found.problems, "jobs": found.jobs})
 
 
 @router.post(
     "/pipeline/plan",
-    responses={200: {"description": "the estimate", "content": {"application/json": {}}}, **documented()},
+    responses={200: {"description": "the estimate", "content": {"application/json": PLANNED}}, **documented()},
 )
 def plan(request: models.TriggerRequest, caller: Reader, service: Served) -> Response:
     """What a run would take, each number with what it rests on."""
@@ -57,15 +62,7 @@ def list_schedules(caller: Reader, service: Served) -> Response:
 @router.post("/pipeline/schedules", status_code=201, responses={201: {"model": models.Schedule}, **documented(409)})
 def add_schedule(request: models.ScheduleRequest, caller: Starter, service: Served) -> Response:
     """Begin runs by the clock; what was missed is not made up for, and a corpus that is at work is left out."""
-    due = schedules.next_due(request.cron, time.time())
-    service.check(request.dataset_name, request.config)
-    config = json.dumps(request.config)
-    try:
-        number = service.store.add_schedule(request.dataset_name, request.cron, config, caller.name, due)
-    except SpeechmillError as error:
-        raise Problem(409, str(error)) from error
-    (made,) = (each for each in service.store.schedules() if each["id"] == number)
-    return JSONResponse(schedules.shown(made), 201)
+    return JSONResponse(schedules.shown(schedules.add(service, request, caller.name)), 201)
 
 
 @router.delete("/pipeline/schedules/{schedule_id}", status_code=204, responses=documented(404))
@@ -73,13 +70,13 @@ def delete_schedule(
     schedule_id: Annotated[str, Path(pattern=models.RUN_ID)], caller: Starter, service: Served
 ) -> Response:
     """End a schedule; runs that it began go on."""
-    if not service.store.delete_schedule(schedule_id):
+    if not schedules.delete(service, schedule_id):
         raise Problem(404, f"there is no schedule {schedule_id}: GET /pipeline/schedules lists all")
     return Response(status_code=204)
 
 
 @router.get("/healthz", responses={200: {"model": models.Health}})
-def health() -> Response:
+async def health() -> Response:
     """Whether the server answers."""
     return JSONResponse({"status": "ok"})
 

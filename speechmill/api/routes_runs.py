@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,13 +12,14 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from speechmill import joblog, logs
 from speechmill.api import events, models, views
-from speechmill.api.calls import Cursor, Key, Limit, Named, Reader, Served, Starter, make_cursor, read_cursor
+from speechmill.api.calls import Cursor, Key, Limit, Named, Reader, Served, Starter, page_of_runs, page_of_tasks
 from speechmill.api.problems import Problem, documented
 from speechmill.api.store import Run
 from speechmill.errors import SpeechmillError
 from speechmill.supervise import LOG
 
 MOST_LINES = 5000
+MOST_STREAMS = 200  # of events, of one token
 router = APIRouter(prefix="/pipeline")
 
 
@@ -41,7 +43,9 @@ def status(caller: Reader, run: Named, service: Served) -> Response:
 @router.get("/metrics/{run_id}", responses={200: {"model": models.Metrics}, **documented(404)})
 def metrics(caller: Reader, run: Named, service: Served) -> Response:
     """What every task of a run took, and rates, clips and hours of audio by stage."""
-    return JSONResponse(views.metrics(run, service.reading(run)))
+    reading = service.reading(run)
+    made = lambda: bytes(JSONResponse(views.metrics(run, reading)).body)  # noqa: E731
+    return Response(reading.once(("metrics", run.id, run.state, run.ended), made), media_type="application/json")
 
 
 @router.get("/runs", responses={200: {"model": models.Runs}, **documented()})
@@ -54,10 +58,8 @@ def runs(
     cursor: Cursor = None,
 ) -> Response:
     """All runs, the newest first."""
-    before = read_cursor(cursor, 2)
-    found = service.store.runs(state, dataset, limit + 1, (before[0], before[1]) if before else None)
-    more = make_cursor(found[limit - 1].created, found[limit - 1].id) if len(found) > limit else None
-    return JSONResponse({"runs": [views.summary(run) for run in found[:limit]], "next_cursor": more})
+    found, more = page_of_runs(service, limit, cursor, state, dataset)
+    return JSONResponse({"runs": [views.summary(run) for run in found], "next_cursor": more})
 
 
 @router.get("/runs/{run_id}/tasks", responses={200: {"model": models.Tasks}, **documented(404)})
@@ -71,16 +73,12 @@ def tasks(
     cursor: Cursor = None,
 ) -> Response:
     """The tasks of a run in the order of their first attempt."""
-    found = views.tasks(run, service.reading(run))
-    if after := read_cursor(cursor, 3):
-        names = [(task["task"], task["batch"] or "", task["file"] or "") for task in found]
-        if after not in names:
-            raise Problem(422, "cursor names a task that this run does not have: begin with the first page")
-        found = found[names.index(after) + 1 :]
-    wanted = [task for task in found if status in (None, task["status"]) and stage in (None, task["task"])]
-    last = wanted[limit - 1] if len(wanted) > limit else None
-    more = make_cursor(last["task"], last["batch"] or "", last["file"] or "") if last else None
-    return JSONResponse({"tasks": wanted[:limit], "next_cursor": more})
+
+    def is_wanted(task: Mapping[str, Any]) -> bool:
+        return status in (None, task["status"]) and stage in (None, task["task"])
+
+    found, more = page_of_tasks(views.tasks(run, service.reading(run)), limit, cursor, is_wanted)
+    return JSONResponse({"tasks": found, "next_cursor": more})
 
 
 @router.get("/runs/{run_id}/logs", responses={200: {"model": models.Lines}, **documented(404)})
@@ -98,8 +96,8 @@ def log_lines(
         lines = [line for line in lines if not problems or line.get("level") in logs.WORSE][-tail:]
     else:
         try:
-            found = logs.lines_of(run_dir, name, problems, tail)
-            lines = [line | {"log": str(path)} for path, line in itertools.islice(found, MOST_LINES)]
+            found = deque(logs.lines_of(run_dir, name, problems, tail), MOST_LINES)
+            lines = [line | {"log": str(path)} for path, line in found]
         except SpeechmillError as error:
             raise Problem(404, str(error)) from error
     return JSONResponse({"lines": [views.log_line(line) for line in lines]})
@@ -117,11 +115,15 @@ def follow(
     last_id: Annotated[str | None, Header(alias="Last-Event-ID", pattern=r"^[0-9]{1,18}-[0-9]{1,18}$")] = None,
 ) -> Response:
     """Server-sent events `state`, `job` and `progress`, from the beginning of the run or after Last-Event-ID."""
+    if service.streams[caller.name] >= MOST_STREAMS:
+        detail = f"this token has {MOST_STREAMS} streams of events open: end some"
+        raise Problem(429, detail, {"Retry-After": "60"})
     follower = events.Follower(service, run, last_id)
     if last_id and follower.is_done():
         return Response(status_code=204)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(events.stream(follower), media_type="text/event-stream", headers=headers)
+    texts = events.stream(follower, service.streams, caller.name)
+    return StreamingResponse(texts, media_type="text/event-stream", headers=headers)
 
 
 @router.post(
@@ -142,10 +144,10 @@ def resume(caller: Starter, run: Named, service: Served) -> Response:
 
 @router.post("/runs/{run_id}/rerank", responses={200: {"model": models.Triggered}, **documented(404, 409)})
 def rerank(request: models.RerankRequest, caller: Starter, run: Named, service: Served, key: Key = None) -> Response:
-    """Begin a run on the same corpus with another profile or threshold: what is enhanced and scored stays."""
+    """Begin a run on the same corpus with another profile, threshold or weights: what is enhanced and scored stays."""
     rank = request.model_dump(exclude_none=True)
     if not rank:
-        raise Problem(422, "name a profile, a threshold or both")
+        raise Problem(422, "name a profile, a threshold or weights")
     return triggered(service.rerank(caller.name, run, rank, key))
 
 

@@ -13,7 +13,6 @@ import sqlite3
 import sys
 import threading
 import time
-import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -58,33 +57,44 @@ class Runner:
         self.supervisor: Snakemakes | None = None
         self.obeyed: tuple[str, int] | None = None  # what was asked for, and the Snakemake that was told
         self.seen: int | None = None  # the Snakemake that is known to be at work
+        self.quoted_from: int | None = None  # where in the log of the run its Snakemake, which failed, began
         self.over = threading.Event()
 
     def work(self) -> None:
-        """Until the run has ended, one way or the other."""
+        """Until the run has ended, one way or the other. What nobody foresaw ends this runner, and not the run."""
         os.environ[processes.MARK] = self.run.id  # of all that is started from here
         attending = threading.Thread(target=self._attend, daemon=True)
         attending.start()
-        error: str | None = None
+        if self.run.id not in {run.id for run in journal.runs_of(self.run_dir)}:  # the disk was full then
+            journal.note_created(self.run)
+        journal.note(self.run_dir, "taken", self.run.id, runner=self.me)
         try:
-            journal.note(self.run_dir, "taken", self.run.id, runner=self.me)
             state, why = self._work()
-            if left := processes.kill(self.run.id):
-                state, why = "failed", f"processes {left} could not be killed"
         except SpeechmillError as failure:
             state, why = "failed", str(failure)
-        except Exception as failure:
-            traceback.print_exc()
-            state, why = "failed", f"{type(failure).__name__}: {failure}"
+        if self._is_shut_down() and state != "succeeded":
+            return
+        said = None
+        while left := processes.end_all(self.run.id, self.plan):
+            if left != said:
+                said = left
+                self._say(f"before the run ends: {left}")
+            time.sleep(LOOK_SECONDS)
+        error = None
         if state == "failed":
-            error = plain(last_error_of(self.run_dir, self.run) or why, 2000)
+            error = plain(last_error_of(self.run_dir, self.run, self.quoted_from) or why, 2000)
         self._end(state, why, error)
+
+    def _is_shut_down(self) -> bool:
+        """Whether nobody asked for the end but a machine that is shut down: the run goes on after that."""
+        supervisor = self.supervisor
+        return supervisor is not None and bool(supervisor.asked_to) and not (self.wanted or supervisor.by_person)
 
     def _work(self) -> tuple[str, str | None]:
         """The state in which the run ends, and why."""
         was_left = self._await_predecessor()
         if self.wanted:
-            settle(self.plan, True, self._say)
+            settle(self.plan, self.wanted == "cancel", self._say, lambda: self.wanted == "cancel")
             unlock(self.plan)
             return "cancelled", f"asked to {self.wanted}"
         if was_left:
@@ -94,12 +104,14 @@ class Runner:
         self.supervisor = Snakemakes(self.plan)
         self.supervisor.runner = self
         self.supervisor.asked_to = self.wanted
+        log_from = (self.run_dir / LOG).stat().st_size
         status = self.supervisor.run()
         child = self.supervisor.child
         if status == 0 and child and child.returncode == 0:
             return "succeeded", None
         if self.supervisor.asked_to:
             return "cancelled", f"asked to {self.supervisor.asked_to}"
+        self.quoted_from = log_from
         return "failed", f"Snakemake ended with {status}: {self.run_dir / LOG}"
 
     def _await_predecessor(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import fcntl
 import ipaddress
 import os
@@ -10,17 +11,45 @@ import socket
 import sys
 from pathlib import Path
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from speechmill.api import schedules
 from speechmill.api.app import make_app
 from speechmill.api.auth import new_token, read_tokens
 from speechmill.api.keeper import rebuild
 from speechmill.api.service import Service
 from speechmill.api.settings import PORT, Settings, make_state_dir
+from speechmill.api.store import DATA_BASE
 from speechmill.errors import SpeechmillError
 
 MOST_CONNECTIONS = 1000
+HEAD_SECONDS = 30.0  # in which a request has to come, once there is a connection or a first byte of it
+SWITCH_SECONDS = 0.0005  # whoever answers waits that long for a thread that computes, a dozen times per request
 NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "smb3", "ceph", "fuse.sshfs", "9p")
+
+
+class Protocol(H11Protocol):
+    """Of one connection. It is closed if it sends no request, or none to its end: as many as it likes would be open."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_request()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._await_request()
+
+    def _await_request(self) -> None:
+        if self.conn.their_state is not h11.IDLE:  # it has come
+            if self._late:
+                self._late.cancel()
+            self._late = None
+        elif self._late is None:
+            self._late = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
 
 
 def serve(options: argparse.Namespace, extra: list[str]) -> int:
@@ -39,26 +68,31 @@ def serve(options: argparse.Namespace, extra: list[str]) -> int:
     if options.new_token:
         print(new_token(settings.tokens, options.new_token, options.scopes))
         return 0
+    kind = network_file_system(settings.state_dir)
+    if kind and not options.network_state_dir:
+        raise SpeechmillError(
+            f"{settings.state_dir} is on a network file system ({kind}), where SQLite's locks do not hold: name a "
+            "--state-dir on a disk of this machine; --network-state-dir insists"
+        )
     with open(settings.state_dir / "server.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise SpeechmillError(f"{settings.state_dir} has a server already; take another --state-dir") from error
-        if kind := network_file_system(settings.state_dir):
-            print(
-                f"speechmill: {settings.state_dir} is on a network file system ({kind}), where SQLite's locks do not "
-                "hold: name a --state-dir on a disk of this machine",
-                file=sys.stderr,
-            )
+        is_new = not (settings.state_dir / DATA_BASE).exists()
         service = Service(settings)
         if options.rebuild:
-            print(f"{rebuild(service)} runs are in the data base again", flush=True)
+            counts = rebuild(service), schedules.restore(service)
+            print("{} runs and {} schedules are in the data base again".format(*counts), flush=True)
             return 0
         if not settings.tokens.exists():
             raise SpeechmillError(
                 f"{settings.tokens}: there is no token yet; make one with speechmill serve --new-token NAME"
             )
         read_tokens(settings.tokens)
+        if is_new and (count := schedules.restore(service)):
+            print(f"{count} schedules are in the new data base: the corpora's folders tell of them", flush=True)
+        schedules.save_all(service)
         return _answer(service, options)
 
 
@@ -71,7 +105,7 @@ def _answer(service: Service, options: argparse.Namespace) -> int:
             make_app(service),
             ssl_certfile=options.tls_cert,
             ssl_keyfile=options.tls_key,
-            http="h11",
+            http=Protocol,
             ws="none",
             access_log=False,
             server_header=False,
@@ -81,6 +115,7 @@ def _answer(service: Service, options: argparse.Namespace) -> int:
             timeout_keep_alive=30,
             timeout_graceful_shutdown=5,
         )
+        sys.setswitchinterval(SWITCH_SECONDS)
         print(f"speechmill's API: http{'s' if is_encrypted else ''}://{address}:{port}", flush=True)
         uvicorn.Server(config).run(sockets=[listening])
     return 0
@@ -128,7 +163,8 @@ def network_file_system(path: Path) -> str | None:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family)
+    # asyncio sends what is written at once (TCP_NODELAY) only where the protocol is named.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))

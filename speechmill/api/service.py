@@ -3,36 +3,50 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sqlite3
+import sys
 import tempfile
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import anyio
 import yaml
 
 from speechmill import owner, runs
-from speechmill.api import journal
+from speechmill.api import audit_log, journal
 from speechmill.api.auth import Tokens
 from speechmill.api.dryrun import DryRun, dry_run
 from speechmill.api.records import Reading, Records
-from speechmill.api.requests import check_settings
+from speechmill.api.requests import check_settings, check_types
 from speechmill.api.settings import Settings
 from speechmill.api.store import Busy, Run, Store, new_id, same_request
 from speechmill.errors import ConfigError, SpeechmillError
 from speechmill.estimate import Estimate, earlier_runs, estimate
 from speechmill.files import sha256_json, write_text
-from speechmill.metrics.registry import resolve_groups
+from speechmill.metrics import all_metrics, resolve_groups
+from speechmill.ranking.profile import load_profile, with_weights
+from speechmill.rerank import changed_weights
 from speechmill.supervise import Plan
 from speechmill.times import utc_now
 
 REQUESTS = "api"  # folder of a run, for the settings of its requests
 CONFIG = runs.CHECKOUT / "config"
 FREE_BYTES = 2**20
+TELLERS = 2  # threads for all who listen to events: other calls do not wait for dozens who are told what was before
+DRY_RUNS = 2  # at the same time
+TROUBLES_SECONDS = 5.0  # for which is told what was wrong: whoever asks needs no token
+
+
+class Overloaded(SpeechmillError):
+    """Too many ask for what takes long."""
 
 
 class Service:
@@ -43,8 +57,15 @@ class Service:
         self.store = Store(settings.state_dir)
         self.records = Records()
         self.tokens = Tokens(settings.tokens)
+        self.audit = audit_log.open_log(settings.audit)
+        self.streams: Counter[str] = Counter()  # of events, that callers listen to
         self.wake = threading.Event()  # for whoever starts runners
-        self._dry_runs = threading.Semaphore(2)
+        self.tellers = anyio.CapacityLimiter(TELLERS)
+        self.saving = threading.Lock()  # of schedules
+        self._dry_runs = threading.Semaphore(DRY_RUNS)
+        self._troubles: list[str] = []
+        self._looked_at = -math.inf
+        self._looking = threading.Lock()
 
     # Begin runs
 
@@ -83,7 +104,8 @@ class Service:
             file.unlink(missing_ok=True)
             raise
         if made.id == run_id:
-            journal.note_created(run)
+            with _telling(run, "created"):
+                journal.note_created(run)
             self.wake.set()
         else:  # the same request came twice at the same time
             file.unlink(missing_ok=True)
@@ -92,7 +114,11 @@ class Service:
     def rerank(self, caller: str, run: Run, rank: Mapping[str, Any], key: str | None = None) -> Run:
         """A new run of the same corpus, as `run` was configured but for the ranking."""
         config = json.loads(run.config)
-        return self.trigger(caller, run.dataset, config | {"rank": config.get("rank", {}) | dict(rank)}, key)
+        of_run, of_corpus = config.get("rank", {}), runs.plan_config(self._plan_of_corpus(run.dataset, config))["rank"]
+        configured = {"weights": of_corpus.get("weights", {}) | of_run.get("weights", {})}
+        weights = changed_weights(configured, rank.get("profile"), rank.get("weights"))
+        changed = dict(rank) | ({"weights": weights} if weights else {})
+        return self.trigger(caller, run.dataset, config | {"rank": of_run | changed}, key)
 
     def resume(self, run: Run, caller: str) -> Run:
         """Go on with a run that failed or was cancelled.
@@ -101,7 +127,8 @@ class Service:
             Busy: it is active or has succeeded, or another one works on the corpus.
         """
         found = self.store.reopen(run.id, f"resumed by {caller}")
-        journal.note(Path(run.run_dir), "resumed", run.id)
+        with _telling(run, "resumed"):
+            journal.note(Path(run.run_dir), "resumed", run.id)
         self.wake.set()
         return found
 
@@ -116,7 +143,8 @@ class Service:
         found = self.store.want(run.id, how)
         assert found
         if not found.is_active:
-            journal.note(Path(run.run_dir), "ended", run.id, state=found.state)
+            with _telling(run, found.state):
+                journal.note(Path(run.run_dir), "ended", run.id, state=found.state)
         self.wake.set()
         return found
 
@@ -137,12 +165,20 @@ class Service:
     def folders(self) -> list[Path]:
         return [Path(folder) for folder in self.store.folders()]
 
-    def result_folders(self) -> list[Path]:
-        """Where runs of the data sets are, or would be."""
-        found = []
+    def result_folder(self, dataset: str) -> Path:
+        """Where runs of a data set are, or would be.
+
+        Raises:
+            ConfigError: it is not known, or not valid.
+        """
+        return Path(self._make_plan(dataset, None).run_dir)
+
+    def result_folders(self) -> dict[str, Path]:
+        """Those of all data sets."""
+        found = {}
         for file in sorted(CONFIG.glob("datasets/*.yaml")):
             with suppress(ConfigError):  # of that data set alone
-                found.append(Path(self._make_plan(file.stem, None).run_dir))
+                found[file.stem] = self.result_folder(file.stem)
         return found
 
     def corpora(self) -> list[dict[str, Any]]:
@@ -150,18 +186,29 @@ class Service:
         active = {run.dataset: run.id for run in self.store.active()}
         found = []
         for file in sorted(CONFIG.glob("datasets/*.yaml")):
-            source = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("source", {})
-            about = {"name": file.stem, "kind": source.get("kind"), "license": source.get("license")}
-            found.append(about | {"active_run_id": active.get(file.stem)})
+            source: Any = None
+            with suppress(ConfigError):  # a trigger says what is wrong
+                source = runs.read_settings(file).get("source")
+            given = source if isinstance(source, dict) else {}
+            said = {name: given[name] if isinstance(given.get(name), str) else None for name in ("kind", "license")}
+            found.append({"name": file.stem} | said | {"active_run_id": active.get(file.stem)})
         return found
 
     def validate(self, dataset: str, config: Mapping[str, Any]) -> DryRun:
-        """Whether a run could begin, and what it would do."""
+        """Whether a run could begin, and what it would do.
+
+        Raises:
+            Overloaded: other dry runs are at work.
+        """
+        if not self._dry_runs.acquire(blocking=False):  # who waits would keep a thread from all others
+            raise Overloaded(f"{DRY_RUNS} dry runs are at work, and no more at the same time: try again in a while")
         try:
-            with self._trial(dataset, config) as plan, self._dry_runs:
+            with self._trial(dataset, config) as plan:
                 return dry_run(plan, self.settings.dry_run_seconds)
         except ConfigError as error:
             return DryRun(False, str(error).splitlines(), {})
+        finally:
+            self._dry_runs.release()
 
     def estimate(self, dataset: str, config: Mapping[str, Any]) -> Any:
         """What a run would take.
@@ -174,7 +221,13 @@ class Service:
             return asdict(self._estimate(plan))
 
     def troubles(self) -> list[str]:
-        """What keeps this server from beginning runs, in words that everybody may read."""
+        """What keeps this server from beginning runs, in words that everybody may read; as of some seconds ago."""
+        with self._looking:
+            if time.monotonic() - self._looked_at > TROUBLES_SECONDS:
+                self._troubles, self._looked_at = self._look_for_troubles(), time.monotonic()
+            return list(self._troubles)
+
+    def _look_for_troubles(self) -> list[str]:
         found = []
         try:
             self.store.check()
@@ -198,8 +251,7 @@ class Service:
     def _plan_of_corpus(self, dataset: str, config: Mapping[str, Any]) -> Plan:
         """How the corpus is run without a request's settings, once these are known to be allowed."""
         plan = self._make_plan(dataset, None)
-        profiles = [path.stem for path in CONFIG.glob("ranking/*.yaml") if path.stem != "schema"]
-        check_settings(config, runs.plan_config(plan)["publish"]["kind"], profiles)
+        check_settings(config, runs.plan_config(plan)["publish"]["kind"], _profiles())
         return plan
 
     def _plan(self, dataset: str, config: Mapping[str, Any], file: Path) -> Plan:
@@ -207,7 +259,12 @@ class Service:
         if config:
             write_text(file, yaml.safe_dump(dict(config), allow_unicode=True))
         plan = self._make_plan(dataset, file if config else None)
-        resolve_groups(runs.plan_config(plan)["score"]["metrics"])
+        complete = runs.plan_config(plan)
+        check_types(config, complete)
+        resolve_groups(complete["score"]["metrics"])
+        rank = complete["rank"]
+        if rank["weights"] and rank["profile"] in _profiles():
+            with_weights(load_profile(rank["profile"], CONFIG / "ranking", all_metrics()), rank["weights"])
         return plan
 
     @contextmanager
@@ -231,14 +288,17 @@ class Service:
     def _refuse_busy(self, dataset: str, run_dir: Path) -> None:
         if active := self.store.active(dataset):
             raise Busy(f"{dataset} has an active run: {active[0].id} ({active[0].state})", active[0].id)
-        holder = owner.read_owner(run_dir)
-        if holder and holder.is_alive:
-            raise Busy(f"{dataset} is being worked on by {holder}, which this server did not start", None)
+        for name in (owner.FILE, owner.SUPERVISED):  # a person's speechmill run is there between two Snakemakes, too
+            holder = owner.read_owner(run_dir, name)
+            if holder and holder.is_alive:
+                raise Busy(f"{dataset} is being worked on by {holder}, which this server did not start", None)
 
     def _hours(self, plan: Plan) -> float | None:
         try:
             hours: float | None = self._estimate(plan).wall_hours.value
             return hours
+        except ConfigError:
+            raise
         except (SpeechmillError, OSError, ValueError):
             return None
 
@@ -246,6 +306,20 @@ class Service:
         run_dir, settings = Path(plan.run_dir), self.settings
         config, history = runs.plan_config(plan), earlier_runs(run_dir)
         return estimate(config, run_dir, history, profile=settings.profile, directory=settings.directory)
+
+
+def _profiles() -> list[str]:
+    """Names of ranking profiles."""
+    return [path.stem for path in CONFIG.glob("ranking/*.yaml") if path.stem != "schema"]
+
+
+@contextmanager
+def _telling(run: Run, what: str) -> Iterator[None]:
+    """Around a line of the journal about what was done already: without the line it is done all the same."""
+    try:
+        yield
+    except OSError as error:
+        print(f"speechmill: {run.id} was {what}, which {run.run_dir} cannot tell: {error}", file=sys.stderr, flush=True)
 
 
 def _with_config_file(extra: tuple[str, ...], file: Path | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,10 +52,20 @@ def make_state_dir(path: Path) -> None:
     path.chmod(0o700)
 
 
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return value
+
+
 def add_options(command: argparse.ArgumentParser) -> None:
     """Of `speechmill serve`."""
     command.epilog = "Arguments after -- go to snakemake."
     command.add_argument("--state-dir", type=Path, default=default_state_dir(), help="on a disk of this machine")
+    command.add_argument(
+        "--network-state-dir", action="store_true", help="insist on a --state-dir on a network file system"
+    )
     command.add_argument("--directory", type=Path, default=Path(), help="working directory of runs (default: this one)")
     command.add_argument("--profile", default="slurm", help="slurm (default), local, or the path of a profile")
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
@@ -64,8 +75,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--insecure-bind", action="store_true", help="listen beyond this machine without TLS: tokens can be read"
     )
-    command.add_argument("--requests-per-second", type=float, default=100, help="of one token (default: 100)")
-    command.add_argument("--changes-per-minute", type=float, default=60, help="of one token (default: 60)")
+    command.add_argument("--requests-per-second", type=_rate, default=100, help="of one token (default: 100)")
+    command.add_argument("--changes-per-minute", type=_rate, default=60, help="of one token (default: 60)")
     command.add_argument("--poll-seconds", type=float, default=15, help=argparse.SUPPRESS)
     command.add_argument("--stall-seconds", type=float, default=600, help=argparse.SUPPRESS)
     command.add_argument("--rebuild", action="store_true", help="make the data base again from the runs' folders")

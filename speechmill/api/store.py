@@ -11,7 +11,7 @@ import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from typing import Any
 from speechmill.errors import SpeechmillError
 from speechmill.times import utc_now
 
+DATA_BASE = "runs.db"
 ENDED = ("succeeded", "failed", "cancelled")
 ACTIVE = ("queued", "starting", "running", "retrying", "cancelling", "draining", "lost")
 ENDING = {"cancel": "cancelling", "drain": "draining"}
+MOST_SCHEDULES = 100
 KEPT_WORDS = 2000  # of an error
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -100,7 +102,7 @@ class Store:
     """All calls may come from any thread and any process of this machine."""
 
     def __init__(self, state_dir: Path):
-        self.path = state_dir / "runs.db"
+        self.path = state_dir / DATA_BASE
         with self._connect() as db:
             db.execute("PRAGMA journal_mode = WAL")
             db.executescript(SCHEMA)
@@ -152,6 +154,8 @@ class Store:
                 run.is_active and self._one(db, f"dataset = ? AND state NOT IN {ENDED}", run.dataset)
             ):
                 return False
+            if run.key is not None and self._one(db, "caller = ? AND key = ?", run.caller, run.key):
+                run = replace(run, key=None)  # the request came again after the data base was lost
             self._insert(db, run, why)
             return True
 
@@ -197,6 +201,13 @@ class Store:
         with self._connect() as db:
             found = dict(db.execute("SELECT state, count(*) FROM runs GROUP BY state").fetchall())
         return {state: found.get(state, 0) for state in ACTIVE + ENDED}
+
+    def failed_in_jobs(self) -> int:
+        """Failed runs of which a job failed for good."""
+        with self._connect() as db:
+            given_up = "SELECT 1 FROM json_each(final, '$.stages') WHERE json_extract(value, '$.given_up')"
+            found = db.execute(f"SELECT count(*) FROM runs WHERE state = 'failed' AND EXISTS ({given_up})")
+            return int(found.fetchone()[0])
 
     def history(self, run_id: str, after: int = 0) -> list[dict[str, Any]]:
         """State changes with their numbers."""
@@ -291,8 +302,8 @@ class Store:
             self._move(db, run_id, state, why)
             return True
 
-    def lose(self, run_id: str, before: str | None, why: str, for_good: bool = False) -> None:
-        """Note that the runner `before` is dead; `for_good`: no other one takes over."""
+    def lose(self, run_id: str, before: str | None, why: str, for_good: str | None = None) -> None:
+        """Note that the runner `before` is dead; `for_good`: no other one takes over, and the run ends in that state."""
         with self._change() as db:
             run = self._one(db, "id = ?", run_id)
             if run is None or not run.is_active or run.runner != before:
@@ -301,20 +312,29 @@ class Store:
                 db.execute(
                     "UPDATE runs SET runner = NULL, ended = ?, last_error = ? WHERE id = ?", (utc_now(), why, run_id)
                 )
-                self._move(db, run_id, "failed", why)
+                self._move(db, run_id, for_good, why)
             elif not run.wanted and run.state != "lost":
                 self._move(db, run_id, "lost", why)
 
     # Schedules
 
     def add_schedule(self, dataset: str, cron: str, config: str, caller: str, next_due: float) -> str:
+        name = new_id()
+        self.restore_schedule(name, dataset, cron, config, caller, utc_now(), next_due)
+        return name
+
+    def restore_schedule(
+        self, name: str, dataset: str, cron: str, config: str, caller: str, created: str, next_due: float
+    ) -> bool:
+        """Insert a schedule, unless it is there."""
         with self._change() as db:
-            if db.execute("SELECT count(*) FROM schedules").fetchone()[0] >= 100:
-                raise SpeechmillError("there are 100 schedules: delete one that is not needed")
-            name = new_id()
-            values = (name, dataset, cron, config, caller, utc_now(), next_due)
+            if db.execute("SELECT 1 FROM schedules WHERE id = ?", (name,)).fetchone():
+                return False
+            if db.execute("SELECT count(*) FROM schedules").fetchone()[0] >= MOST_SCHEDULES:
+                raise SpeechmillError(f"there are {MOST_SCHEDULES} schedules: delete one that is not needed")
+            values = (name, dataset, cron, config, caller, created, next_due)
             db.execute("INSERT INTO schedules VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL)", values)
-            return name
+            return True
 
     def schedules(self, due_at: float | None = None) -> list[dict[str, Any]]:
         """All, or those that are due."""

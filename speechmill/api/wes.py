@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 import speechmill
 from speechmill.api import views
-from speechmill.api.calls import Key, Named, Reader, Served, Starter, make_cursor, read_cursor
+from speechmill.api.calls import Key, Named, Reader, Served, Starter, page_of_runs, page_of_tasks
 from speechmill.api.guard import check_json
 from speechmill.api.problems import Problem, documented
 from speechmill.api.store import Busy, Run
@@ -81,11 +81,11 @@ router = APIRouter(prefix=PREFIX, route_class=Route, tags=["GA4GH WES 1.1"])
 @router.get("/service-info", responses={200: {"model": ServiceInfo}, **documented()})
 def service_info(request: Request, caller: Reader, service: Served) -> Response:
     """What this service runs."""
-    counts: Counter[str] = Counter()
-    for state, count in service.store.counts().items():
-        if state != "failed":
-            counts[STATES[state]] += count
-    counts.update(state_of(run) for run in service.store.runs("failed", limit=10**6))
+    of_jobs = service.store.failed_in_jobs()
+    by_state = service.store.counts()
+    counts = Counter({"EXECUTOR_ERROR": of_jobs, "SYSTEM_ERROR": by_state.pop("failed") - of_jobs})
+    for state, count in by_state.items():
+        counts[STATES[state]] += count
     about = {
         "id": "speechmill",
         "name": "speechmill",
@@ -108,10 +108,8 @@ def service_info(request: Request, caller: Reader, service: Served) -> Response:
 @router.get("/runs", responses={200: {"model": RunList}, **documented()})
 def list_runs(caller: Reader, service: Served, page_size: Size = 100, page_token: Token = None) -> Response:
     """All runs, the newest first."""
-    size, before = min(page_size, MOST), read_cursor(page_token or None, 2)
-    found = service.store.runs(None, None, size + 1, (before[0], before[1]) if before else None)
-    more = make_cursor(found[size - 1].created, found[size - 1].id) if len(found) > size else ""
-    return JSONResponse({"runs": [_summary(run) for run in found[:size]], "next_page_token": more})
+    found, more = page_of_runs(service, min(page_size, MOST), page_token or None)
+    return JSONResponse({"runs": [_summary(run) for run in found], "next_page_token": more or ""})
 
 
 async def run_request(request: Request) -> RunRequest:
@@ -182,15 +180,9 @@ def list_tasks(
     request: Request, caller: Reader, run: Named, service: Served, page_size: Size = 500, page_token: Token = None
 ) -> Response:
     """The tasks of a run in the order of their first attempt."""
-    found = [_task(request, run, task) for task in views.tasks(run, service.reading(run))]
-    if after := read_cursor(page_token or None, 1):
-        ids = [task["id"] for task in found]
-        if after[0] not in ids:
-            raise Problem(400, "page_token is none of this run: leave it out to begin with the first page")
-        found = found[ids.index(after[0]) + 1 :]
-    size = min(page_size, MOST)
-    more = make_cursor(found[size - 1]["id"]) if len(found) > size else ""
-    return JSONResponse({"task_logs": found[:size], "next_page_token": more})
+    found, more = page_of_tasks(views.tasks(run, service.reading(run)), min(page_size, MOST), page_token or None)
+    logs = [_task(request, run, task) for task in found]
+    return JSONResponse({"task_logs": logs, "next_page_token": more or ""})
 
 
 @router.get("/runs/{run_id}/tasks/{task_id}", responses={200: {"model": TaskLog}, **documented(404)})

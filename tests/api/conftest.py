@@ -1,5 +1,7 @@
 """Servers for the tests of the API: real ones with real runs, and one that starts none."""
 
+from pathlib import Path
+
 import pytest
 
 from .quiet import Quiet
@@ -9,7 +11,9 @@ from .servers import Server
 def pytest_collection_modifyitems(items):
     """Tests with real runs take a minute each: `make test-api` has them, `make test` the others."""
     for item in items:
-        if {"server", "own_server"} & set(getattr(item, "fixturenames", ())):
+        if item.path.parent == Path(__file__).parent and {"server", "own_server"} & set(
+            getattr(item, "fixturenames", ())
+        ):
             item.add_marker("runs")
 
 

@@ -11,7 +11,7 @@ import uvicorn
 
 from speechmill.api.app import make_app
 from speechmill.api.auth import new_token
-from speechmill.api.serve import _listen
+from speechmill.api.serve import Protocol, _listen
 from speechmill.api.service import Service
 from speechmill.api.settings import Settings
 from speechmill.api.store import Run
@@ -52,7 +52,7 @@ def make_service(folder: Path, **changes) -> tuple[Service, str]:
 def serving(service: Service):
     """Its address, while it answers from a thread of this process."""
     listening = _listen("127.0.0.1", 0)
-    config = uvicorn.Config(make_app(service, keep=False), log_level="warning", http="h11", access_log=False)
+    config = uvicorn.Config(make_app(service, keep=False), log_level="warning", http=Protocol, access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

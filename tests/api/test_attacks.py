@@ -4,12 +4,17 @@ import gzip
 import json
 import socket
 import time
+from contextlib import ExitStack
 
 import httpx
 import pytest
+import yaml
 
+from speechmill.api import routes_runs, serve
+from speechmill.api.service import CONFIG, DRY_RUNS
 from speechmill.api.store import ACTIVE
 
+from ..runs import wait_for
 from .quiet import EXAMPLE, Quiet
 
 HOSTILE_NAMES = [
@@ -101,6 +106,16 @@ REFUSED = [
     {"batch_size": "10; rm -rf /"},
     {"batch_size": True},
     {"batch_size": 10**17},
+    {"batch_size": "10"},
+    {"batch_size": "1" * 5000},
+    {"enhance": {"max_seconds": "2026-13-45"}},
+    {"enhance": {"max_seconds": "30"}},
+    {"score": {"batch_seconds": ".inf"}},
+    {"rank": {"threshold": ".nan"}},
+    {"rank": {"weights": {"signal": ".nan"}}},
+    {"rank": {"weights": {"signal": -1}}},
+    {"rank": {"weights": {"no such group": 1}}},
+    {"rank": {"weights": [1]}},
     {"--config": "x"},
     {"": 1},
 ]
@@ -238,6 +253,44 @@ def test_what_is_no_strict_json_is_refused(quiet, content):
     assert "JSON" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    "kinds", [["Application/JSON"], ["application/JSON; charset=utf-8"], ["application/json", "text/plain"]]
+)
+def test_what_is_no_strict_json_is_refused_however_its_type_is_written(quiet, kinds):
+    headers = [("Authorization", f"Bearer {quiet.token}"), *(("Content-Type", kind) for kind in kinds)]
+    body = b'{"dataset_name": "demo", "config": {"\\ud800": 1}}'
+    answer = httpx.post(quiet.url + "/pipeline/trigger", headers=headers, content=body)
+    assert (answer.status_code, "JSON" in answer.json()["detail"]) == (400, True), answer.text
+
+
+def test_weights_of_groups_are_numbers_of_groups_that_there_are(quiet):
+    groups = yaml.safe_load((CONFIG / "ranking" / "asr.yaml").read_text())["groups"]
+    first, second = list(groups)[:2]
+    body = {"dataset_name": "demo", "config": {"rank": {"weights": {first: 2, second: 0.5}}}}
+    answer = quiet.call("POST", "/pipeline/trigger", json=body)
+    assert answer.status_code == 200, answer.text
+    quiet.call("POST", f"/pipeline/runs/{answer.json()['run_id']}/cancel")
+    place = f"/pipeline/runs/{answer.json()['run_id']}/rerank"
+    ours, none = {first: 2, second: 0.5}, {first: None, second: None}
+    for change, rank in (
+        ({"weights": {first: 0}}, {"weights": ours | {first: 0}}),
+        ({"threshold": 0.7}, {"threshold": 0.7, "weights": ours}),
+        ({"profile": "tts"}, {"profile": "tts", "weights": none}),  # of another profile the groups are others
+        ({"profile": "tts", "weights": {"level": 1e9}}, {"profile": "tts", "weights": none | {"level": 1e9}}),
+    ):
+        made = quiet.call("POST", place, json=change)
+        assert made.status_code == 200, made.text
+        assert json.loads(quiet.service.store.get(made.json()["run_id"]).config) == {"rank": rank}
+        quiet.call("POST", f"/pipeline/runs/{made.json()['run_id']}/cancel")
+    many = {f"g{n}": 1 for n in range(51)}
+    for weights in ({first: -1}, {first: "1"}, {first: True}, {first: None}, {"x" * 101: 1}, {"x": 1}, many, [1]):
+        assert quiet.call("POST", place, json={"weights": weights}).status_code == 422, weights
+    content = json.dumps({"weights": {first: 1}}).replace(": 1}", ": 1e999}")
+    headers = {"Content-Type": "application/json"}
+    assert quiet.call("POST", place, content=content, headers=headers).status_code == 400
+    assert quiet.service.store.active("demo") == []
+
+
 def test_line_breaks_forge_neither_headers_nor_lines_of_the_log(quiet):
     hostile = "x%0d%0aSet-Cookie:%20a=b%0a{%22who%22:%20%22admin%22}"
     answer = quiet.call("POST", f"/pipeline/{hostile}?q={hostile}", headers={"Idempotency-Key": "k"})
@@ -272,6 +325,22 @@ def test_the_log_says_who_did_what_from_where_and_how_it_ended_and_has_no_token(
     assert quiet.service.settings.audit.stat().st_mode & 0o077 == 0
 
 
+def test_nobody_can_push_what_was_done_out_of_the_log(tmp_path):
+    with Quiet(tmp_path, failures_per_minute=1, changes_per_minute=2) as quiet:
+        quiet.call("POST", f"/pipeline/runs/{EXAMPLE}/cancel")
+        long = "/%F0%9F%98%80" * 500
+        for number in range(30):
+            local = httpx.HTTPTransport(local_address=f"127.0.0.{2 + number}")
+            with httpx.Client(transport=local) as client:
+                client.post(quiet.url + long)
+            quiet.call("POST", long, quiet.reader)
+        lines = quiet.audit()
+        assert json.loads(lines[0])["who"] == "tester"
+        assert sum(json.loads(line)["who"] is None for line in lines) == 10
+        assert sum(json.loads(line)["who"] == "reader" for line in lines) == 2
+        assert max(map(len, lines)) < 1000
+
+
 def test_tokens_are_kept_nowhere(quiet):
     for file in quiet.state_dir.rglob("*"):
         assert not file.is_file() or quiet.token.encode() not in file.read_bytes()
@@ -290,6 +359,80 @@ def test_a_connection_that_sends_nothing_more_holds_up_nobody(quiet):
     finally:
         for connection in slow:
             connection.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nHost: "])
+def test_a_connection_that_sends_no_request_is_closed(quiet, monkeypatch, sent):
+    monkeypatch.setattr(serve, "HEAD_SECONDS", 1.0)
+    host, port = httpx.URL(quiet.url).netloc.decode().split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as idle:
+        for byte in sent:  # as slowly as one likes
+            idle.sendall(bytes([byte]))
+            time.sleep(0.01)
+        assert idle.recv(100) == b""
+
+
+def test_a_connection_that_asks_now_and_then_is_kept(quiet, monkeypatch):
+    monkeypatch.setattr(serve, "HEAD_SECONDS", 0.5)
+    with httpx.Client(base_url=quiet.url) as client:
+        addresses = set()
+        for _ in range(3):
+            addresses.add(client.get("/healthz").extensions["network_stream"].get_extra_info("client_addr"))
+            time.sleep(0.8)
+        assert len(addresses) == 1
+
+
+def test_a_token_has_so_many_streams_of_events_and_others_have_theirs(quiet, monkeypatch):
+    monkeypatch.setattr(routes_runs, "MOST_STREAMS", 2)
+    path = f"{quiet.url}/pipeline/runs/{EXAMPLE}/events"
+    headers = {"Authorization": f"Bearer {quiet.token}"}
+    with ExitStack() as streams:
+        told = [
+            streams.enter_context(httpx.stream("GET", path, headers=headers, timeout=30)).iter_lines() for _ in "ab"
+        ]
+        assert [next(lines) for lines in told] == ["retry: 2000"] * 2
+        answer = quiet.call("GET", path.removeprefix(quiet.url))
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "60")
+        with httpx.stream("GET", path, headers={"Authorization": f"Bearer {quiet.reader}"}, timeout=30) as other:
+            assert other.status_code == 200
+    wait_for(lambda: quiet.service.streams["tester"] == 0, 30)
+
+
+def test_dry_runs_that_are_too_many_are_refused_and_hold_up_nobody(quiet):
+    for _ in range(DRY_RUNS):
+        quiet.service._dry_runs.acquire()
+    answer = quiet.call("POST", "/pipeline/validate", json={"dataset_name": "demo"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+    quiet.service._dry_runs.release()
+    for _ in range(2):  # each gives free what it took
+        assert quiet.call("POST", "/pipeline/validate", json={"dataset_name": "dmo"}).status_code == 200
+
+
+def test_who_asks_without_a_token_whether_runs_can_begin_does_not_make_the_disk_work(quiet, monkeypatch):
+    asked = []
+    monkeypatch.setattr(quiet.service.store, "check", lambda: asked.append(1))
+    assert {httpx.get(quiet.url + "/readyz").status_code for _ in range(20)} == {200}
+    assert len(asked) <= 2
+    monkeypatch.setattr("speechmill.api.service.TROUBLES_SECONDS", 0.0)
+    quiet.service.settings.tokens.unlink()
+    assert "no valid token" in httpx.get(quiet.url + "/readyz").json()["detail"]
+
+
+def test_every_call_has_an_example_of_what_it_takes_and_answers(quiet):
+    openapi = quiet.call("GET", "/openapi.json").json()
+    contents = []
+    for calls in openapi["paths"].values():
+        for call in calls.values():
+            contents.append(call.get("requestBody", {}).get("content", {}))
+            contents += [answer.get("content", {}) for answer in call["responses"].values()]
+    asked = [about for content in contents for kind, about in content.items() if kind.endswith("json")]
+    assert len(asked) > 100
+    for about in asked:
+        schema = about.get("schema", {})
+        schema = schema.get("items", schema)
+        named = schema.get("$ref", "").rpartition("/")[2]
+        schema = openapi["components"]["schemas"][named] if named else schema
+        assert schema.get("examples") or about.get("example"), about
 
 
 def test_errors_are_problem_details_that_say_what_to_do(quiet):

@@ -16,6 +16,12 @@ def at_work(server):
     time.sleep(1)
 
 
+def lose_data_base(server):
+    server.kill()
+    for file in server.state_dir.glob("runs.db*"):
+        file.unlink()
+
+
 def test_cancel_leaves_no_process_and_the_run_goes_on_where_it_ended(own_server, finished):
     run_id = own_server.trigger()
     at_work(own_server)
@@ -37,14 +43,17 @@ def test_cancel_leaves_no_process_and_the_run_goes_on_where_it_ended(own_server,
 
     # The data base is lost; what the folders say is enough.
     before = own_server.status(run_id)
-    own_server.kill()
-    for file in own_server.state_dir.glob("runs.db*"):
-        file.unlink()
+    schedule = own_server.post("/pipeline/schedules", {"dataset_name": "demo", "cron": "0 0 1 1 *"}).json()
+    lose_data_base(own_server)
+    own_server.start()
+    assert own_server.get("/pipeline/schedules").json()["schedules"] == [schedule]
+    lose_data_base(own_server)
     options = ["--directory", str(own_server.run.directory), *own_server.options, "--rebuild"]
     command = own_server.command(*options, "--", "--configfile", "config.yaml")
     done = subprocess.run(command, env=own_server.environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("1 runs")
+    assert done.stdout.startswith("1 runs and 1 schedules")
     own_server.start()
+    assert own_server.get("/pipeline/schedules").json()["schedules"] == [schedule]
     after = own_server.status(run_id)
     changing = ("state_history", "started", "ended")
     assert {key: value for key, value in after.items() if key not in changing} == {
@@ -64,6 +73,17 @@ def test_drain_ends_with_the_jobs_that_run(own_server):
     finished = {line["batch"] for line in attempts if line["event"] == "finished"}
     assert submitted == finished
     assert not (own_server.run.results / "published").exists()
+    wait_for(lambda: own_server.runner() is None, 10)
+    assert own_server.of_runs() == []
+
+
+def test_a_person_beside_the_server_drains_a_run_of_it(own_server):
+    run_id = own_server.trigger()
+    at_work(own_server)
+    command = [sys.executable, "-m", "speechmill", "drain", str(own_server.run.results)]
+    subprocess.run(command, cwd=own_server.run.directory, env=own_server.environment, check=True)
+    found = own_server.wait(run_id)
+    assert (found["state"], found["state_history"][-1]["why"]) == ("cancelled", "asked to drain")
     wait_for(lambda: own_server.runner() is None, 10)
     assert own_server.of_runs() == []
 

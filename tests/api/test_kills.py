@@ -5,9 +5,11 @@ import random
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
+from speechmill.api.store import ENDED
 from speechmill.attempts import read_attempts
 
 from ..runs import RESULTS, wait_for
@@ -108,6 +110,40 @@ def test_snakemake_is_started_again(own_server, watch, finished):
     assert found["state"] == "succeeded", found
     assert "retrying" in [change["state"] for change in found["state_history"]]
     assert (len(starts(own_server)), watch.most) == (2, 1)
+    assert own_server.run.hashes(*RESULTS) == finished.hashes(*RESULTS)
+
+
+def test_a_run_goes_on_after_its_machine_was_shut_down(own_server, watch, finished):
+    run_id = own_server.trigger()
+    a_moment(own_server, 15)
+    own_server.kill()
+    for pid in own_server.of_runs():  # all at once, as the machine does
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: own_server.of_runs() == [])
+    own_server.start()
+    found = own_server.wait(run_id)
+    assert found["state"] == "succeeded", found
+    assert "lost" in [change["state"] for change in found["state_history"]]
+    assert watch.most == 1
+    assert own_server.run.hashes(*RESULTS) == finished.hashes(*RESULTS)
+
+
+def test_a_runner_that_fails_in_a_way_nobody_foresaw_ends_no_run(own_server, watch, finished):
+    run_id = own_server.trigger()
+    a_moment(own_server, 16)
+    journal, aside = own_server.run.results / "api.jsonl", own_server.run.results / "aside"
+    journal.rename(aside)
+    journal.mkdir()  # what the next runner writes first
+    killed(own_server.runner)
+    wait_for(lambda: b"IsADirectoryError" in (own_server.state_dir / "runners.log").read_bytes())
+    assert own_server.snakemakes()
+    assert own_server.status(run_id)["state"] not in ENDED
+    journal.rmdir()
+    aside.rename(journal)
+    found = own_server.wait(run_id)
+    assert found["state"] == "succeeded", found
+    assert watch.most == 1
     assert own_server.run.hashes(*RESULTS) == finished.hashes(*RESULTS)
 
 

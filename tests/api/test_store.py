@@ -1,5 +1,6 @@
 """The table of runs: whatever happens in whatever order, a corpus has one active run, and a run one runner."""
 
+import json
 import tempfile
 import threading
 from pathlib import Path
@@ -92,14 +93,14 @@ class Runs(RuleBasedStateMachine):
             if before.wanted:
                 assert self.store.get(run_id).state == before.state
 
-    @rule(data=st.data(), for_good=st.booleans())
+    @rule(data=st.data(), for_good=st.sampled_from([None, "failed", "cancelled"]))
     def lose(self, data, for_good):
         if self.owned:
             run_id = data.draw(st.sampled_from(sorted(self.owned)))
             self.store.lose(run_id, self.owned[run_id], "died", for_good)
             if for_good:
                 del self.owned[run_id]
-                assert self.store.get(run_id).state == "failed"
+                assert self.store.get(run_id).state == for_good
 
     @rule(data=st.data())
     def reopen(self, data):
@@ -203,6 +204,26 @@ def test_restarts_count_runners_that_died_without_bringing_anything_forward(tmp_
         counts.append(store.take(run.id, f"r{number}", before, progress, 0.0).restarts)
         before = f"r{number}"
     assert counts == [0, 1, 2, 1, 2]
+
+
+def test_a_run_is_restored_though_its_key_began_another_one_since(tmp_path):
+    store = Store(tmp_path)
+    new = store.create(make_run("b", key="k"))
+    old = make_run("a", key="k", state="succeeded", ended="2026-01-02")
+    assert store.restore(old, "found in its folder")
+    assert store.get(old.id).key is None
+    assert store.of_key("tester", "k") == new
+
+
+def test_failed_runs_are_told_apart_by_whether_a_job_failed(tmp_path):
+    store = Store(tmp_path)
+    for number, final in enumerate(
+        [None, {}, {"stages": None}, {"stages": [{"given_up": 0}]}, {"stages": [{"given_up": 2}]}]
+    ):
+        store.restore(
+            make_run(f"d{number}", state="failed", final=None if final is None else json.dumps(final)), "found"
+        )
+    assert store.failed_in_jobs() == 1
 
 
 def test_the_data_base_is_private(tmp_path):

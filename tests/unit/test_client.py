@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from speechmill import client as module
+from speechmill import remote
 from speechmill.client import ApiError, Client, NoAnswer, read_token
 
 RUN = "20261128120000-0123abcd"
@@ -238,7 +239,8 @@ def test_a_cut_stream_of_events_goes_on_after_the_last_event_that_was_whole(serv
         cut,
         (200, status("running"), {}),  # after a stream without any event the client looks
         stream('id: 2\r\nevent: job\r\ndata: {"a":\r\ndata: 1}\r\n\r\n'),
-        stream('id: 3\nevent: state\ndata: {"state": "succeeded"}\n\nid: 4\nevent: state\ndata: {"state": "x"}\n\n'),
+        stream('id: 3\nevent: state\ndata: {"state": "succeeded"}\n\n'),
+        (204, b"", {}),
     ]
     events = list(server.client.events(RUN))
     assert [(event.id, event.kind, event.data) for event in events] == [
@@ -247,7 +249,19 @@ def test_a_cut_stream_of_events_goes_on_after_the_last_event_that_was_whole(serv
         ("3", "state", {"state": "succeeded"}),
     ]
     streams = [headers for _, path, headers, _ in server.asked if path.endswith("/events")]
-    assert [headers.get("Last-Event-ID") for headers in streams] == [None, "1", "1", "2"]
+    assert [headers.get("Last-Event-ID") for headers in streams] == [None, "1", "1", "2", "3"]
+
+
+def test_the_events_of_a_run_that_was_resumed_go_on_after_its_first_end(server):
+    history = "".join(
+        f'id: {n}\nevent: state\ndata: {{"state": "{state}"}}\n\n'
+        for n, state in enumerate(["queued", "running", "failed", "queued", "running"])
+    )
+    server.script = [stream(history), stream('id: 5\nevent: state\ndata: {"state": "succeeded"}\n\n'), (204, b"", {})]
+    assert [event.data["state"] for event in server.client.events(RUN)] == [
+        *("queued", "running", "failed", "queued", "running", "succeeded")
+    ]
+    assert server.script == []
 
 
 def test_a_stream_that_goes_silent_is_taken_up_again(server):
@@ -255,9 +269,9 @@ def test_a_stream_that_goes_silent_is_taken_up_again(server):
         stream('id: 7\nevent: progress\ndata: {"done": 1}\n\n')(handler)
         time.sleep(2.5)
 
-    server.script = [silent, stream('id: 8\nevent: state\ndata: {"state": "cancelled"}\n\n')]
+    server.script = [silent, stream('id: 8\nevent: state\ndata: {"state": "cancelled"}\n\n'), (204, b"", {})]
     assert [event.id for event in server.client.events(RUN, last_id="6")] == ["7", "8"]
-    assert [headers["Last-Event-ID"] for _, _, headers, _ in server.asked] == ["6", "7"]
+    assert [headers["Last-Event-ID"] for _, _, headers, _ in server.asked] == ["6", "7", "8"]
 
 
 def test_a_stream_of_a_run_that_is_over_ends(server):
@@ -318,6 +332,25 @@ def test_a_token_that_others_can_read_is_not_used(tmp_path, mode, fine):
     else:
         with pytest.raises(ApiError, match="chmod 600"):
             read_token(file)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["logs", RUN, "demo"], True),
+        (["logs", "demo"], False),
+        (["status", "--watch", "demo"], False),
+        (["run", "demo"], True),
+        (["status"], True),
+        (["report", RUN], False),
+    ],
+)
+def test_a_run_that_is_named_by_its_id_is_one_of_the_server(tmp_path, monkeypatch, given, meant):
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert not remote.is_meant(given)
+    monkeypatch.setenv("SPEECHMILL_API", "http://127.0.0.1:1")
+    assert remote.is_meant(given) == meant
 
 
 def test_the_environment_names_server_and_token(tmp_path, monkeypatch):

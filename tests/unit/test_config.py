@@ -22,7 +22,7 @@ def test_defaults_are_filled_in_at_every_depth():
     config = validate_config({"dataset": "x", "source": SOURCE, "enhance": {"level": "light"}}, CONFIG)
     assert config["enhance"]["level"] == "light"
     assert config["enhance"]["enhancer"] == "rnnoise"
-    assert config["rank"] == {"profile": "asr", "threshold": 0.6}
+    assert config["rank"] == {"profile": "asr", "threshold": 0.6, "weights": {}}
     assert config["batch_size"] == 10_000
     held_out = validate_config({"dataset": "x", "source": SOURCE, "held_out": [{"path": "y"}]}, CONFIG)["held_out"]
     assert held_out == [{"path": "y", "splits": ["dev", "validation", "test"]}]
@@ -34,6 +34,7 @@ def test_defaults_are_filled_in_at_every_depth():
         ({"rank": {"threshold": "0.7"}}, 0.7),
         ({"rank": {"threshold": "null"}}, None),
         ({"keep_enhanced": "false"}, False),
+        ({"rank": {"weights": {"noise": "0.5", "room": "null"}}}, {"noise": 0.5, "room": None}),
         ({"batch_size": "64"}, 64),
         ({"publish": {"shuffle": "null"}}, None),
         ({"publish": {"shuffle": "corpus"}}, "corpus"),

@@ -43,6 +43,15 @@ def resources(gpus=1, **changes):
     return job_resources(CLUSTER | changes, gpus, 65536, "speechmill-x", lambda: True, print)
 
 
+def test_a_command_for_which_there_is_no_process_left_is_slurm_that_does_not_answer(monkeypatch):
+    def full(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(slurm.subprocess, "run", full)
+    with pytest.raises(slurm.SlurmError, match="temporarily unavailable"):
+        slurm.jobs("speechmill-x")
+
+
 def test_a_worker_asks_for_one_gpu_in_the_gpu_partition(command):
     asked = resources()
     assert asked["gres"] == "gpu:1"

@@ -201,7 +201,8 @@ def test_signals_drain_and_cancel(plan, tmp_path):
         "print('ready', flush=True); time.sleep(60)"
     )
     (tmp_path / "run").mkdir()
-    for number, status, word in ((signal.SIGTERM, 0, "drain"), (signal.SIGINT, 130, "cancel")):
+    signals = ((signal.SIGTERM, 0, "drain"), (supervise.DRAIN, 0, "drain"), (signal.SIGINT, 130, "cancel"))
+    for number, status, word in signals:
         made = plan(body)
         program = f"import json; from speechmill.supervise import *; sys.exit(Supervisor(Plan(**json.loads({json.dumps(json.dumps(vars(made)))}))).run())"
         log = tmp_path / "run" / "logs" / "run.log"
