@@ -88,6 +88,6 @@ rule advice:
     conda:
         "../envs/speechmill.yaml"
     params:
-        version=versions.RANK,
+        version=versions.ADVICE,
     script:
         "../scripts/advice.py"

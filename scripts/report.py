@@ -7,6 +7,7 @@ with logged(snakemake):
     from speechmill.ledger import check_manifest
     from speechmill.manifest import read_batches, with_notes
     from speechmill.ranking.profile import FrozenProfile
+    from speechmill.report.history import remember
     from speechmill.report.page import make_report
     from speechmill.shards import count_rows
     from speechmill.versions import package_versions
@@ -38,3 +39,4 @@ with logged(snakemake):
         {batch: count for batch, count in clips.items() if batch in snakemake.config["without_batches"]},
     )
     check_manifest(sum(clips.values()), summary["clips"])
+    remember(run, summary)

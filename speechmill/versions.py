@@ -10,7 +10,8 @@ from importlib import metadata
 
 ENHANCE = 4
 SCORE = 3
-RANK = 3
+RANK = 2
+ADVICE = 1
 REPORT = 3
 PUBLISH = 5
 

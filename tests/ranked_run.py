@@ -27,7 +27,6 @@ PROFILES = ROOT / "config" / "ranking"
 CONFIG: dict[str, Any] = {
     "dataset": "made-up",
     "outdir": "results",
-    "rank": {"profile": "asr", "threshold": 0.6},
     "report": {"examples": 4, "rejected_examples": 2, "audit": 12},
     "source": {"kind": "folder", "path": "/data/made-up"},
 }
@@ -51,7 +50,16 @@ NON_NEGATIVE = {"denoise_removed_db", "longest_pause_s", "input_clip_ratio", "sp
 class RankedRun:
     """`clips` made-up clips in `directory`/results/made-up, of which the first `heard` have audio in their shard."""
 
-    def __init__(self, directory: Path, clips: int = 6000, heard: int = 60, seed: int = 7, text: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        clips: int = 6000,
+        heard: int = 60,
+        seed: int = 7,
+        text: str = "",
+        threshold: float = 0.6,
+        weights: dict[str, float] | None = None,
+    ) -> None:
         self.folder = directory / CONFIG["outdir"] / CONFIG["dataset"]
         self.text = text
         random = np.random.default_rng(seed)
@@ -72,7 +80,8 @@ class RankedRun:
         self.duplicates = pa.table(pairs, schema=pa.schema([("id", pa.string()), ("duplicate_of", pa.string())]))
         self._write_audio()
         write_json(self.folder / "preflight.json", {"metrics": sorted(MEASURED)})
-        self.profile = self.frozen(CONFIG["rank"]["threshold"])
+        self.setting = {"profile": "asr", "threshold": threshold, "weights": weights or {}}
+        self.profile = self.frozen(threshold, weights)
         self.rank(self.profile)
 
     def frozen(self, threshold: float | None, weights: dict[str, float] | None = None) -> FrozenProfile:
@@ -93,7 +102,7 @@ class RankedRun:
         return self.folder / "ranking" / f"{batch}.parquet"
 
     def report(self, **changes: Any) -> dict[str, Any]:
-        """Make the report; `changes` are of the configuration. Returns the summary."""
+        """Make the report; `changes` are of the section `report`. Returns the summary."""
         self.page = self.folder / "report" / "report.html"
         rankings = [self.ranking(batch) for batch in self.batches]
         advice = advise(rankings, self.profile)
@@ -104,7 +113,7 @@ class RankedRun:
             self.profile,
             advice,
             {"kind": "folder", "path": "/data/made-up", "revision": "sha256:00ff", "license": "CC0-1.0"},
-            CONFIG | changes,
+            CONFIG | {"rank": self.setting, "report": CONFIG["report"] | changes},
             {"numpy": "2"},
             [],
             {"enhance": {"jobs": 2, "seconds": 61.5}, "score": {"jobs": 2, "seconds": 30.25}},

@@ -29,7 +29,7 @@ from speechmill.report.plots import (
     count_axis,
     new_figure,
 )
-from speechmill.report.summary import READ_ROWS, Distribution
+from speechmill.report.summary import NOT_JUDGED, READ_ROWS, Distribution
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 FIGURE = "assets/metrics.png"  # below the data set
 SHOWN = 6  # metrics beside closeness and duration
 STATES = ("accepted", "rejected")
-NOT_JUDGED = ("held_out", "removed")  # criteria that say nothing about a clip's quality
 COLUMNS = 3
 MERGED = 2  # bins of the report's wider charts that are one here
 WIDTH_IN, ROW_IN, LEGEND_IN = 9.0, 2.2, 0.4

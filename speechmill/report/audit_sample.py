@@ -18,9 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from speechmill.removal import REMOVED
 from speechmill.report.examples import Example, rows_of_clips
-from speechmill.report.summary import Distribution
+from speechmill.report.summary import NOT_JUDGED, Distribution
 
 FORMAT, VERSION = "speechmill-audit", 1
 MAX_CLIPS = 200  # of a sheet
@@ -29,7 +28,6 @@ STRATA = {"far above": 2, "just above": 3, "just below": 3, "far below": 2, "gat
 ACCEPTED = ("far above", "just above")
 NEAR = 0.25  # of the clips on either side of the threshold: these are just above or just below
 READ_ROWS = 65_536
-NOT_JUDGED = ("held_out", REMOVED)  # criteria that say nothing about how a clip sounds
 DECISION = ["state", "criterion", "closeness"]
 
 
@@ -135,7 +133,8 @@ def audit_sheet(
     """What the page needs for the sheet, ready for JSON; `examples` are those of `chosen`, in its order.
 
     `clips` are in the order in which to show them. `published` and `original` are data: URIs, the latter None where
-    the clip is published as it was. `first` says which of them is to be played as A. Order and `first` come from the
+    the clip is published as it was. `first` says which of them is to be played as A; `seconds` of the
+    `whole` are there. Order and `first` come from the
     ids alone: neither tells anything about the decision.
     """
     clips = [
@@ -146,6 +145,8 @@ def audit_sheet(
             "sampled": one["sampled"],
             "published": example.published.audio,
             "original": None if example.original is None else example.original.audio,
+            "seconds": example.published.seconds,
+            "whole": one["row"]["duration"] or 0.0,
             "first": "published" if _draw("first", one["row"]["id"])[-1] in "02468ace" else "original",
         }
         for one, example in zip(chosen, examples, strict=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from speechmill.intervals import wilson
+from speechmill.intervals import differ, wilson
 from speechmill.ledger import STATES
 from speechmill.removal import REMOVED
 from speechmill.text import plain
@@ -139,15 +139,15 @@ def breakdown_of(found: Breakdown) -> dict[str, Any]:
     where `sampled` is below 1: the share of the values that rows and figures are of), `cramers_v`, `word`, and `rows`:
     the 20 values with the most clips, or the bins of duration in their order (`kind` is value), the clips without one
     (none), and all others together (others). Hours are of decoded input. Of each row the share of its clips that was accepted has a Wilson
-    interval and a difference to all other clips of the corpus; it `stands_out` where that is large and not in the
-    interval. Clips of a speaker are alike, so that intervals are rather too narrow.
+    interval and a difference to all other clips of the corpus; it `stands_out` where that is large, the 95 % interval
+    of the difference is not around 0, and `word` does not say that the groups may be alike. Clips of a speaker are alike, so that intervals are rather too narrow.
 
     `cramers_v` is the association of value and acceptance over all clips that have a value, corrected for what chance
     alone gives to many small groups (Bergsma, Journal of the Korean Statistical Society 42, 2013). `word` says what
     it means, or that a chi-square test (5 %) does not tell the groups apart.
 
     The speakers have `with_accepted`, how many have an accepted clip, and `largest_share`: of the accepted hours, what
-    the 1 % of the speakers with the most of them have.
+    the 1 % of the speakers with the most of them have, which are `largest` ones.
     """
     return {
         "clips": _named(found.clips, int),
@@ -181,35 +181,40 @@ def _dimension(column: str, groups: Groups, found: Breakdown) -> dict[str, Any]:
         "sampled": groups.share,
         "cramers_v": _rounded(effect),
         "word": word,
-        "rows": list(_rows(column, groups, there, found)),
+        "rows": list(_rows(column, groups, there, found, word != CHANCE)),
     }
     if column == SPEAKER:
         heard = np.sort(seconds[:, ACCEPTED])[::-1]
-        largest = heard[: math.ceil(LARGEST * len(heard))].sum()
+        largest = math.ceil(LARGEST * len(heard))
         result["with_accepted"] = round(np.count_nonzero(clips[:, ACCEPTED]) / groups.share)
-        result["largest_share"] = _rounded(float(largest / heard.sum())) if heard.sum() else None
+        result["largest_share"] = _rounded(float(heard[:largest].sum() / heard.sum())) if heard.sum() else None
+        result["largest"] = round(largest / groups.share)
     return result
 
 
-def _rows(column: str, groups: Groups, there: list[int], found: Breakdown) -> Iterator[dict[str, Any]]:
+def _rows(
+    column: str, groups: Groups, there: list[int], found: Breakdown, told_apart: bool
+) -> Iterator[dict[str, Any]]:
     values = groups.values
     none = values.index(None) if None in values else None
     shown = there[: len(BINS) if column == "input_duration" else SHOWN]
     total = np.zeros(len(STATES), np.int64), np.zeros(len(STATES))
     for index in [*shown, *([none] if none is not None and groups.clips[none].any() else [])]:
         total = total[0] + groups.clips[index], total[1] + groups.seconds[index]
-        yield _row("value", values[index], groups.clips[index], groups.seconds[index], found)
+        yield _row("value", values[index], groups.clips[index], groups.seconds[index], found, told_apart)
     others = found.clips - total[0]
     if others.any():  # also those of values that were let go
-        yield _row("others", None, others, np.maximum(found.seconds - total[1], 0.0), found)
+        yield _row("others", None, others, np.maximum(found.seconds - total[1], 0.0), found, told_apart)
 
 
-def _row(kind: str, value: str | None, clips: np.ndarray, seconds: np.ndarray, found: Breakdown) -> dict[str, Any]:
+def _row(
+    kind: str, value: str | None, clips: np.ndarray, seconds: np.ndarray, found: Breakdown, told_apart: bool
+) -> dict[str, Any]:
     count, accepted = int(clips.sum()), int(clips[ACCEPTED])
     rest, rest_accepted = int(found.clips.sum()) - count, int(found.clips[ACCEPTED]) - accepted
     low, high = wilson(accepted, count)
     difference = accepted / count - rest_accepted / rest if rest else None
-    apart = rest > 0 and not low <= rest_accepted / rest <= high
+    apart = rest > 0 and differ(accepted, count, rest_accepted, rest)
     return {
         "kind": "none" if kind == "value" and value is None else kind,
         "value": None if value is None else plain(value, SHOWN_LENGTH),
@@ -219,7 +224,7 @@ def _row(kind: str, value: str | None, clips: np.ndarray, seconds: np.ndarray, f
         "low": _rounded(low),
         "high": _rounded(high),
         "difference": _rounded(difference),
-        "stands_out": apart and difference is not None and abs(difference) >= STANDS_OUT,
+        "stands_out": told_apart and apart and difference is not None and abs(difference) >= STANDS_OUT,
     }
 
 

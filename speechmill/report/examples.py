@@ -18,7 +18,7 @@ from speechmill.audio.encode import decode_flac, encode_flac
 from speechmill.errors import SpeechmillError
 from speechmill.removal import REMOVED
 from speechmill.report.spectrogram import recording_png, spectrogram_db
-from speechmill.report.summary import Overview
+from speechmill.report.summary import NOT_JUDGED, Overview
 from speechmill.shards import reading_shard
 from speechmill.text import plain
 
@@ -28,7 +28,6 @@ MIN_SECONDS = 3.0
 AUDIO_BYTES = 12_000_000  # of all players together, about: more players get fewer seconds each
 FLAC_BYTES = 1.2  # per sample, about
 CHANGED = "denoise_removed_db"
-NOT_JUDGED = ("held_out", REMOVED)  # criteria that say nothing about how a clip sounds
 REASONS = 8
 GROUPS = {  # before those of the reasons of rejection
     "best": ("Best", "The highest closeness of all ranked clips."),

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -22,10 +24,11 @@ from markupsafe import Markup, escape
 from speechmill import __version__
 from speechmill.files import write_json, write_text
 from speechmill.metrics import INPUT_PREFIX, Metric, all_metrics
+from speechmill.ranking.advice import SATURATED
 from speechmill.ranking.profile import FrozenProfile
 from speechmill.report.audit_sample import audit_sheet, choose_audit
 from speechmill.report.examples import Example, choose, data_uri, headings, load_examples
-from speechmill.report.history import compare_with_previous, previous, remember
+from speechmill.report.history import compare_with_previous, previous
 from speechmill.report.plot_files import write_plots
 from speechmill.report.plots import closeness_chart, metric_charts, number
 from speechmill.report.spectrogram import level_scale
@@ -49,7 +52,6 @@ MAX_REASONS = 40
 CARD_METRICS = 6  # values on a clip's card; the others unfold
 WIDE, NARROW = 10.5, 3.6  # inches of the closeness chart on a desk and on a phone
 CORRELATED = 0.8
-SATURATED = 0.2
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}")
 
@@ -100,7 +102,6 @@ def make_report(
         write_plots(plots, found, profile, all_metrics())
         merged.result()
     write_json(summary, content)
-    remember(summary.parents[1], content)
     return content
 
 
@@ -137,6 +138,7 @@ def write_report(
         "number": lambda value, digits=4: "—" if value is None else number(float(value), digits),
         "percent": _percent,
         "signed": _signed,
+        "shown": lambda value: "—" if value is None else plain(str(value), 200),
         "points": lambda share: _signed(None if share is None else round(100 * share, 1) + 0.0),
         "plain": plain,
         "name": lambda name: Markup(str(escape(plain(name))).replace("_", "_<wbr>")),
@@ -176,7 +178,8 @@ def write_report(
         saturated=SATURATED,
         whatif=_what_is_now(options, found, config, run) if options and ranked_clips else None,
         audit=sheet if sheet and sheet["clips"] else None,
-        run=run,
+        command=f"speechmill audit {shlex.quote(run)}",
+        audible=any(examples.values()),
         breakdown=summary["breakdown"],
         sensitivity=advice.get("sensitivity"),
         previous=compare_with_previous(summary, before) if before else None,
@@ -187,6 +190,8 @@ def write_report(
 
 def _what_is_now(options: Mapping[str, Any], found: Overview, config: Mapping[str, Any], run: str) -> dict[str, Any]:
     """The sliders' data with what is true now, and what the settings and the command are called."""
+    ranked_by = config.get("rank", {})
+    weights = ranked_by.get("weights")
     return {
         **options,
         "now": {
@@ -195,7 +200,8 @@ def _what_is_now(options: Mapping[str, Any], found: Overview, config: Mapping[st
             "seconds": found.seconds["accepted"],
         },
         "unclear": found.errored_by["too_few_metrics"],
-        "setting": config.get("rank", {}).get("profile", options["profile"]),
+        "setting": ranked_by.get("profile", options["profile"]),
+        "weights": f", weights: {json.dumps(weights, ensure_ascii=False)}" if weights else "",
         "run": run,
     }
 
@@ -215,6 +221,8 @@ def _percent(part: float | None, whole: float = 1.0, digits: int = 0) -> str:
     share = part / whole
     if 0 < share < 0.5 * 10 ** -(digits + 2):
         return f"< {10**-digits:g} %"
+    if share < 1 and round(share, digits + 2) == 1:
+        return f"> {100 - 10**-digits:g} %"
     return f"{share:.{digits}%}".replace("%", " %")
 
 

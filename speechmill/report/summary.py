@@ -15,12 +15,15 @@ import pyarrow.parquet as pq
 
 from speechmill.config import deciding_settings
 from speechmill.ledger import STATES, check_balance, count_states, tally
+from speechmill.ranking.decide import HELD_OUT
 from speechmill.ranking.profile import FrozenProfile
+from speechmill.removal import REMOVED
 from speechmill.report.breakdown import COLUMNS as WHO
 from speechmill.report.breakdown import Breakdown, breakdown_of
 from speechmill.shards import RANKING, conform, noted, ranking_schema, table_writer
 
 READ_ROWS = 65_536
+NOT_JUDGED = (HELD_OUT, REMOVED)  # criteria that say nothing about how a clip sounds
 ROW_GROUP = 100_000  # what a writer remembers of each grows with the table
 MAX_DISTINCT = 65_536
 PENDING = 524_288  # values that wait for a merge
@@ -324,7 +327,8 @@ class Step:
 def funnel(found: Overview) -> list[Step]:
     """From all clips to the accepted ones, in the order of the flow; what is left at the end is accepted."""
     scored, unranked = found.rejected_by - found.unranked, Counter(found.unranked)
-    held_out = scored.pop("held_out", 0) + unranked.pop("held_out", 0)
+    held_out = scored.pop(HELD_OUT, 0) + unranked.pop(HELD_OUT, 0)
+    removed = scored.pop(REMOVED, 0) + unranked.pop(REMOVED, 0)
     closeness = scored.pop("closeness", 0)
     steps = []
     left = found.clips["input"]
@@ -333,6 +337,7 @@ def funnel(found: Overview) -> list[Step]:
         ("Unfit before scoring", "rejected", unranked.total(), unranked),
         ("Repeats another clip", "duplicate", found.clips["duplicate"], {}),
         ("In a held-out split", "rejected", held_out, {}),
+        *([("Removed on request", "rejected", removed, {})] if removed else []),
         ("Fails a gate", "rejected", scored.total(), scored),
         ("Closeness below the threshold", "rejected", closeness, {}),
     ):

@@ -3,7 +3,7 @@
 Over the clips that passed all gates, for only they can be moved by either. With the weights as they are, a histogram
 of closeness gives every threshold exactly. For other weights there is a sample, stratified by closeness; the page
 decides its clips under both weights and adds the difference to the exact number, so that its error is that of the
-difference alone. With a corpus no larger than the sample everything is exact.
+difference alone. Where a band has no more clips than are taken of it, it is exact.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ GRID = np.arange(STEPS + 1) / STEPS
 def whatif(ranking_files: Sequence[Path], profile: FrozenProfile) -> dict[str, Any]:
     """What the page's script needs, ready for JSON.
 
-    Returns `threshold, min_coverage, profile`; `groups` [{name, weight}] and `criteria` [{metric, group, share}], the
-    share within the group; `clips` and `seconds` [201]: of closeness k/200 up to the next step; `bands` [{clips,
+    Returns `threshold, min_coverage, profile`; `groups` [{name, weight}] and `criteria` [{group, share}], the
+    share within the group; `fixed`, groups whose weight is 0, so that the shares within are not known; `clips` and `seconds` [201]: of closeness k/200 up to the next step; `bands` [{clips,
     sampled}] and the sample in their order: `scaled` (uint16, clip by clip, criteria inside) and `sample_seconds`
     (float32), base64 of little-endian bytes. The sample is that of the smallest reversed ids of each band: the same
     whatever the order or number of files.
     """
-    metrics = [criterion.metric for criterion in profile.criteria]
+    whole = {c.group: sum(o.weight for o in profile.criteria if o.group == c.group) for c in profile.criteria}
+    moving = {group for group, weight in whole.items() if weight > 0}
+    criteria = tuple(criterion for criterion in profile.criteria if criterion.group in moving)
+    metrics = [criterion.metric for criterion in criteria]
     columns = list(dict.fromkeys(["id", "state", "criterion", "closeness", "duration", *metrics]))
     clips, seconds = np.zeros(STEPS + 1, np.int64), np.zeros(STEPS + 1)
     bands = [_Band() for _ in range(BANDS)]
@@ -58,17 +61,14 @@ def whatif(ranking_files: Sequence[Path], profile: FrozenProfile) -> dict[str, A
     samples = [band.sample() for band in bands]
     sample = pa.concat_tables([table for table in samples if table is not None] or [pa.table({})])
     values = {name: _floats(sample[name]) for name in metrics} if len(sample) else {}
-    scaled = scale_all(values, profile.criteria, len(sample)) if values else np.empty((0, len(metrics)))
-    whole = {c.group: sum(o.weight for o in profile.criteria if o.group == c.group) for c in profile.criteria}
+    scaled = scale_all(values, criteria, len(sample)) if values else np.empty((0, len(metrics)))
     return {
         "profile": profile.name,
         "threshold": profile.threshold,
         "min_coverage": profile.min_coverage,
-        "groups": [{"name": name, "weight": weight} for name, weight in sorted(whole.items(), key=_heaviest)],
-        "criteria": [
-            {"metric": c.metric, "group": c.group, "share": c.weight / whole[c.group] if whole[c.group] else 0.0}
-            for c in profile.criteria
-        ],
+        "groups": [{"name": name, "weight": whole[name]} for name in sorted(moving, key=lambda g: (-whole[g], g))],
+        "fixed": sorted(whole.keys() - moving),
+        "criteria": [{"group": c.group, "share": c.weight / whole[c.group]} for c in criteria],
         "clips": clips.tolist(),
         "seconds": np.round(seconds, 3).tolist(),
         "bands": [
@@ -104,10 +104,6 @@ def _judged(table: pa.Table) -> pa.Table:
     accepted = pc.equal(table["state"], "accepted")
     below = pc.fill_null(pc.equal(table["criterion"], "closeness"), False)
     return table.filter(pc.and_(pc.or_(accepted, below), pc.is_valid(table["closeness"])))
-
-
-def _heaviest(group: tuple[str, float]) -> tuple[float, str]:
-    return -group[1], group[0]
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:

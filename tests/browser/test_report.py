@@ -13,6 +13,7 @@ import yaml
 
 from speechmill import cli
 from speechmill.audit.audit import audit
+from speechmill.report import whatif
 from speechmill.rerank import preview
 
 from ..ranked_run import RankedRun
@@ -116,7 +117,7 @@ def moved(page, threshold=None, **weights):
     if threshold is not None:
         page.locator("#whatif-threshold").fill(str(threshold))
     for name, weight in weights.items():
-        page.locator(f"input[data-group='{name}']").fill(str(weight))
+        page.get_by_label(f"Weight of {name}", exact=True).fill(str(weight))
     page.wait_for_timeout(20)
     clips, hours = (page.locator(f"#whatif-{what}").inner_text() for what in ("clips", "hours"))
     return [*_numbers(clips), *_numbers(hours)]
@@ -167,6 +168,27 @@ def test_the_sliders_tell_what_reranking_then_gives(run, opened, capsys):
     assert f"{decided(run, 0.7, groups | {'noise': 0.25})[0]:,}" in capsys.readouterr().out
 
 
+def test_intervals_hold_where_few_decisions_flip(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(whatif, "PER_BAND", 25)
+    sampled = RankedRun(tmp_path, clips=12_000, heard=40, seed=11, threshold=0.60437, weights={"room": 0})
+    sampled.report(audit=0)
+    page = opened(sampled.page)
+    assert page.get_by_label("Weight of room").count() == 0  # nothing is known of the shares within
+    assert "threshold: 0.60437, weights: {" in page.locator("#whatif-config").inner_text()
+    assert "--threshold 0.60437" in page.locator("#whatif-command").inner_text()
+    groups = {one["name"]: one["weight"] for one in json.loads(page.locator("#whatif-data").text_content())["groups"]}
+    held = []
+    for name, weight in groups.items():
+        for move in (-0.03, -0.01, 0.01, 0.03):
+            new = round(weight + move, 2)
+            clips, error, _, _ = moved(page, **{name: new})
+            truth = decided(sampled, 0.60437, groups | {name: new, "room": 0.0})
+            assert error > 0
+            held.append(abs(clips - truth[0]) <= error + 1)
+    assert sum(held) / len(held) >= 0.9
+    assert "room=0" in page.locator("#whatif-command").inner_text()
+
+
 def test_a_corpus_that_is_the_sample_is_exact(opened, tmp_path):
     small = RankedRun(tmp_path, clips=300, heard=40)
     small.report()
@@ -211,6 +233,11 @@ def test_an_audit_sheet_goes_from_the_page_to_its_result(run, opened, tmp_path):
             assert form.locator("input[name=audit-fit]").count() == 0  # it would tell which one is published
             form.get_by_role("button", name="Answer, and go on").click()
             assert form.get_by_label("A", exact=True).is_disabled()
+            if number < len(clips) - 1:  # who comes back does not get it open again
+                form.get_by_role("button", name="Next clip").click()
+                assert form.get_by_role("heading").evaluate("heading => heading === document.activeElement")
+                form.get_by_role("button", name="Previous clip").click()
+                assert form.get_by_label("A", exact=True).is_disabled()
             said[clip["id"]]["better"] = "published"
         form.locator(f"input[name=audit-fit][value={fit}]").check()
         if number == 2:
@@ -236,3 +263,25 @@ def test_an_audit_sheet_goes_from_the_page_to_its_result(run, opened, tmp_path):
     found = audit(run.folder, [tmp_path / "sheet.json"])
     assert (found["agreement"]["answers"], found["agreement"]["share"]) == (len(clips) - 1, 1.0)
     assert found["comparison"]["published"] == sum(clip["original"] is not None for clip in clips)
+    page.evaluate("window.confirm = () => true")
+    form.get_by_role("button", name="Begin a new sheet").click()
+    page.reload()
+    assert f"0 of {len(clips)} clips are judged." in form.inner_text()
+    assert form.get_by_label("Your name").input_value() == ""
+
+
+def test_without_scripts_there_are_no_links_to_nothing(run, opened):
+    page = opened(run.page, java_script_enabled=False)
+    shown = [link.get_attribute("href") for link in page.locator("nav a").all() if link.is_visible()]
+    assert len(shown) > 5
+    assert all(page.locator(target).is_visible() for target in shown)
+
+
+def test_tables_are_tables(run, opened):
+    page = opened(run.page)
+    for table in page.locator("section table").all():
+        if table.is_visible():
+            edges = table.evaluate(
+                "table => [...table.rows].map(row => [...row.cells].map(cell => Math.round(cell.getBoundingClientRect().left)))"
+            )
+            assert all(row == edges[0] for row in edges), edges[:3]

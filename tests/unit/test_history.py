@@ -130,7 +130,7 @@ def test_what_cannot_be_written_is_said_and_stops_nothing(run, capsys):
 
 def test_making_a_report_leaves_a_line_of_what_it_decided(tmp_path):
     corpus = Corpus(tmp_path, clips=12)
-    corpus.report(examples=1)
+    remember(tmp_path, corpus.report(examples=1))
     (line,) = lines(tmp_path)
     summary = read_json(corpus.summary)
     assert line["clips"] == summary["clips"]

@@ -7,8 +7,8 @@
   const key = `speechmill-audit ${sheet.dataset} ${sheet.profile_sha256}`;
   let kept = {};
   try { kept = JSON.parse(localStorage.getItem(key)) || {}; } catch { /* no storage, or not ours: an empty sheet */ }
-  const empty = { fit: null, better: null, note: "" };
-  const answers = Object.fromEntries(sheet.clips.map((clip) => [clip.id, { ...empty, ...(kept.clips || {})[clip.id] }]));
+  const empty = { fit: null, better: null, note: "", asked: false };
+  let answers = Object.fromEntries(sheet.clips.map((clip) => [clip.id, { ...empty, ...(kept.clips || {})[clip.id] }]));
   const listener = byId("audit-listener");
   listener.value = kept.listener || "";
   let at = 0;
@@ -40,7 +40,9 @@
 
   const show = () => {
     const clip = sheet.clips[at];
-    const parts = [element("h3", {}, `Clip ${at + 1} of ${sheet.clips.length}`)];
+    const heading = element("h3", { tabIndex: -1 }, `Clip ${at + 1} of ${sheet.clips.length}`);
+    const cut = clip.whole - clip.seconds > 0.05 ? [element("p", {}, `Here are the first ${clip.seconds.toFixed(1)} of its ${clip.whole.toFixed(1)} seconds.`)] : [];
+    const parts = [heading, ...cut];
     const fit = (name) => question(clip, "fit", `Is ${name} fit for your corpus?`, [["yes", "Yes"], ["no", "No"], ["unsure", "Unsure"]], progress);
     if (clip.original) {
       const second = clip.first === "published" ? "other" : "published";
@@ -50,12 +52,14 @@
       // The next question names the published one: the first is closed before it is asked.
       const on = element("button", { type: "button", textContent: "Answer, and go on", disabled: answers[clip.id].better === null });
       const ask = () => {
+        answers[clip.id].asked = true; // for good: who comes back has seen which one is published
+        keep();
         choices.disabled = true;
         on.replaceWith(fit(second === "published" ? "B" : "A"));
       };
       on.addEventListener("click", () => { ask(); byId("audit-clip").querySelector("input[name=audit-fit]").focus(); });
       parts.push(player(a, "A"), player(b, "B"), choices, on);
-      if (answers[clip.id].fit !== null) queueMicrotask(ask);
+      if (answers[clip.id].asked) queueMicrotask(ask);
     } else {
       parts.push(player(clip.published, "the clip"), fit("the clip"));
     }
@@ -66,9 +70,18 @@
     byId("audit-back").disabled = at === 0;
     byId("audit-next").disabled = at === sheet.clips.length - 1;
     progress();
+    return heading;
   };
-  byId("audit-back").addEventListener("click", () => { at -= 1; show(); });
-  byId("audit-next").addEventListener("click", () => { at += 1; show(); });
+  byId("audit-back").addEventListener("click", () => { at -= 1; show().focus(); });
+  byId("audit-next").addEventListener("click", () => { at += 1; show().focus(); });
+  byId("audit-new").addEventListener("click", () => {
+    if (!confirm("Begin with an empty sheet? The answers that are kept in this browser are gone then; save them first.")) return;
+    answers = Object.fromEntries(sheet.clips.map(({ id }) => [id, { ...empty }]));
+    listener.value = "";
+    at = 0;
+    keep();
+    show().focus();
+  });
   listener.addEventListener("input", keep);
   byId("audit-form").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -82,5 +95,6 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
   });
   byId("audit").hidden = false;
+  byId("to-audit").hidden = false;
   show();
 })();

@@ -16,4 +16,5 @@
     });
     pair.append(button);
   });
+  addEventListener("beforeprint", () => document.querySelectorAll("details.printed").forEach((one) => { one.open = true; }));
 })();

@@ -9,6 +9,7 @@
   const form = document.getElementById("whatif-form"), sliders = [...form.querySelectorAll("input[data-group]")];
   const slider = form.querySelector("#whatif-threshold");
   const byId = (id) => document.getElementById(id);
+  const nameOf = (one) => data.groups[one.dataset.group].name;
   let threshold = data.threshold; // exact, until it is moved: it may lie between two steps of the slider
   let weights = Object.fromEntries(data.groups.map((group) => [group.name, group.weight]));
 
@@ -41,35 +42,45 @@
     return [sum(data.clips, step), sum(data.seconds, step)];
   };
   // Per band: clips in it / clips sampled * sum of what changes, with the variance of that (finite population).
+  // Where flips are rare, a sample without any says little: one of each kind is added before the variance is taken
+  // (Laplace), in bands that moved far enough for any clip of theirs to get across the threshold.
+  const REACH = 1.5; // of the largest move that was sampled in a band
   const difference = () => {
     const after = decide(spread(weights));
     const found = { clips: [0, 0], seconds: [0, 0] };
     let clip = 0;
-    for (const band of data.bands) {
-      const sums = { clips: [0, 0], seconds: [0, 0] };
-      for (const end = clip + band.sampled; clip < end; clip++) {
-        const change = (after[clip] >= threshold) - (before[clip] >= threshold);
-        for (const [name, value] of [["clips", change], ["seconds", change * seconds[clip]]]) {
-          sums[name][0] += value;
-          sums[name][1] += value * value;
-        }
-      }
+    data.bands.forEach((band, number) => {
       const n = band.sampled, N = band.clips;
-      if (!n) continue;
-      for (const name of ["clips", "seconds"]) {
-        const mean = sums[name][0] / n;
-        const variance = n > 1 ? (sums[name][1] - n * mean * mean) / (n - 1) : 0;
-        found[name][0] += N * mean;
-        found[name][1] += N * N * (1 - n / N) * Math.max(0, variance) / n;
+      let gained = 0, lost = 0, time = 0, timeSquared = 0, square = 0, move = 0;
+      for (const end = clip + n; clip < end; clip++) {
+        const change = (after[clip] >= threshold) - (before[clip] >= threshold);
+        gained += change > 0;
+        lost += change < 0;
+        time += change * seconds[clip];
+        timeSquared += (change * seconds[clip]) ** 2;
+        square += seconds[clip] ** 2;
+        move = Math.max(move, Math.abs(after[clip] - before[clip]));
       }
-    }
+      if (!n) return;
+      const low = number / data.bands.length, high = (number + 1) / data.bands.length;
+      const reaches = threshold > low - REACH * move && threshold < high + REACH * move;
+      const g = (gained + 1) / (n + 3), l = (lost + 1) / (n + 3);
+      const variance = reaches ? g + l - (g - l) ** 2 : 0;
+      const ofTime = n > 1 ? (timeSquared - time * time / n) / (n - 1) : 0;
+      const scale = N * N * (1 - n / N) / n;
+      found.clips[0] += N * (gained - lost) / n;
+      found.clips[1] += scale * variance;
+      found.seconds[0] += N * time / n;
+      found.seconds[1] += scale * Math.max(ofTime, variance * square / n);
+    });
     return found;
   };
 
   const count = (value) => Math.round(value).toLocaleString("en-US");
-  const hours = (value) => (value >= 3600 ? `${(value / 3600).toLocaleString("en-US", { maximumFractionDigits: 1 })} h` : `${(value / 60).toFixed(1)} min`);
+  const hours = (value) => (value >= 3600 ? `${(value / 3600).toLocaleString("en-US", { minimumFractionDigits: 1, maximumFractionDigits: 1 })} h` : `${(value / 60).toFixed(1)} min`);
+  const rounded = (value) => String(Number(value.toFixed(6))); // for people to copy: exact enough to decide the same
   const signed = (value, show) => (show(Math.abs(value)) === show(0) ? "" : value < 0 ? "−" : "+") + show(Math.abs(value));
-  const plain = (text) => (/^[A-Za-z0-9_][A-Za-z0-9_.-]*$/.test(text) ? text : JSON.stringify(text));
+  const yaml = (text) => (/^[A-Za-z][A-Za-z0-9_-]*$/.test(text) && !/^(y|n|yes|no|on|off|true|false|null)$/i.test(text) ? text : JSON.stringify(text));
   const shell = (text) => (/^[A-Za-z0-9_\/.=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
   const short = (value) => String(Number(value.toFixed(3)));
 
@@ -93,21 +104,22 @@
     byId("whatif-hours").textContent = nothing ? "—" : hours(time) + within(error.seconds, hours);
     byId("whatif-hours-more").textContent = nothing ? "—" : signed(time - data.now.seconds, hours);
     const all = data.bands.every((band) => band.clips === band.sampled);
-    byId("whatif-error").textContent = nothing ? "At least one weight has to be above 0."
+    const said = nothing ? "At least one weight has to be above 0."
       : !moved ? "Exact: counted over all clips."
       : all ? "Exact, but for clips within 0.00002 of the threshold: every clip that passed the gates is decided here."
       : `Estimated from a stratified sample of ${count(seconds.length)} clips; ± is a 95 % interval.`;
+    byId("whatif-error").textContent = nothing ? said : `${byId("whatif-clips").textContent} clips, ${byId("whatif-hours").textContent}. ${said}`;
     form.querySelector("output[for=whatif-threshold]").textContent = short(threshold);
-    sliders.forEach((one) => { one.nextElementSibling.textContent = short(weights[one.dataset.group]); });
-    const groups = data.groups.map((group) => [group.name, short(weights[group.name])]);
-    const inner = moved ? `, weights: {${groups.map(([name, weight]) => `${plain(name)}: ${weight}`).join(", ")}}` : "";
-    byId("whatif-config").textContent = `rank: {profile: ${plain(data.setting)}, threshold: ${short(threshold)}${inner}}`;
+    sliders.forEach((one) => { one.nextElementSibling.textContent = short(weights[nameOf(one)]); });
+    const groups = [...data.groups.map((group) => [group.name, rounded(weights[group.name])]), ...data.fixed.map((name) => [name, "0"])];
+    const inner = moved ? `, weights: {${groups.map(([name, weight]) => `${yaml(name)}: ${weight}`).join(", ")}}` : data.weights;
+    byId("whatif-config").textContent = `rank: {profile: ${yaml(data.setting)}, threshold: ${threshold}${inner}}`;
     const options = moved ? ` --weights ${groups.map(([name, weight]) => shell(`${name}=${weight}`)).join(" ")}` : "";
-    byId("whatif-command").textContent = `speechmill rerank ${shell(data.run)} --threshold ${short(threshold)}${options}`;
+    byId("whatif-command").textContent = `speechmill rerank ${shell(data.run)} --threshold ${threshold}${options}`;
   };
   slider.addEventListener("input", () => { threshold = Math.round(slider.value * steps) / steps; show(); });
   sliders.forEach((one) => one.addEventListener("input", () => {
-    weights = { ...weights, [one.dataset.group]: Number(one.value) };
+    weights = { ...weights, [nameOf(one)]: Number(one.value) };
     show();
   }));
   form.addEventListener("reset", () => {
@@ -117,5 +129,6 @@
   });
   form.addEventListener("submit", (event) => event.preventDefault());
   byId("whatif").hidden = false;
+  byId("to-whatif").hidden = false;
   show();
 })();
