@@ -21,16 +21,11 @@ def wilson(successes: float, trials: float, confidence: float = 0.95) -> tuple[f
     return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
-def differ(first: int, first_trials: int, second: int, second_trials: int, confidence: float = 0.95) -> bool:
-    """Whether the interval of the difference of two shares is all on one side of 0; trials are above 0.
+def newcombe(first: int, first_trials: int, second: int, second_trials: int) -> tuple[float, float]:
+    """The 95 % interval of the difference of two shares, first - second, from the two Wilson intervals; trials > 0.
 
-    Newcombe 1998 (Statistics in Medicine 17), method 10: from the two Wilson intervals.
+    Method 10 of Newcombe, Statistics in Medicine 17, 1998.
     """
     a, b = first / first_trials, second / second_trials
-    (a_low, a_high), (b_low, b_high) = (
-        wilson(first, first_trials, confidence),
-        wilson(second, second_trials, confidence),
-    )
-    low = a - b - ((a - a_low) ** 2 + (b_high - b) ** 2) ** 0.5
-    high = a - b + ((a_high - a) ** 2 + (b - b_low) ** 2) ** 0.5
-    return low > 0 or high < 0
+    (a_low, a_high), (b_low, b_high) = wilson(first, first_trials), wilson(second, second_trials)
+    return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)

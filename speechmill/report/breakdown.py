@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from speechmill.intervals import differ, wilson
+from speechmill.intervals import newcombe, wilson
 from speechmill.ledger import STATES
 from speechmill.removal import REMOVED
 from speechmill.text import plain
@@ -214,7 +214,8 @@ def _row(
     rest, rest_accepted = int(found.clips.sum()) - count, int(found.clips[ACCEPTED]) - accepted
     low, high = wilson(accepted, count)
     difference = accepted / count - rest_accepted / rest if rest else None
-    apart = rest > 0 and differ(accepted, count, rest_accepted, rest)
+    least, most = newcombe(accepted, count, rest_accepted, rest) if rest else (0.0, 0.0)
+    apart = least > 0 or most < 0
     return {
         "kind": "none" if kind == "value" and value is None else kind,
         "value": None if value is None else plain(value, SHOWN_LENGTH),

@@ -96,8 +96,12 @@ def test_every_row_is_what_pandas_counts(frame, found, column):
         others = (rest["state"] == "accepted").mean()
         assert row["accepted_share"] == pytest.approx(accepted / len(mine), abs=1e-6)
         assert row["difference"] == pytest.approx(accepted / len(mine) - others, abs=1e-6)
-        apart = not interval.low <= others <= interval.high
-        assert row["stands_out"] == (apart and abs(accepted / len(mine) - others) >= 0.1)
+        of_others = binomtest(int((rest["state"] == "accepted").sum()), len(rest)).proportion_ci(0.95, method="wilson")
+        difference = accepted / len(mine) - others
+        least = difference - np.hypot(accepted / len(mine) - interval.low, of_others.high - others)
+        most = difference + np.hypot(interval.high - accepted / len(mine), others - of_others.low)
+        apart = (least > 0 or most < 0) and found[column]["word"] != CHANCE
+        assert row["stands_out"] == (apart and abs(difference) >= 0.1)
     assert sum(row["clips"]["input"] for row in rows) == len(frame)
     assert {row["kind"] for row in rows} >= ({"others"} if column == "speaker_id" else {"none"})
 
@@ -181,3 +185,12 @@ def test_the_summary_has_it_bounded_whatever_the_corpus_writes(tmp_path):
 
 def test_nothing_is_told_of_nothing():
     assert breakdown_of(Breakdown())["dimensions"] == []
+
+
+def test_one_clip_makes_nobody_stand_out():
+    speakers = ["many"] * 1_000 + ["one"]
+    frame = corpus(len(speakers)).assign(speaker_id=speakers, state=["accepted"] * 900 + ["rejected"] * 101)
+    frame["criterion"] = None
+    (dimension,) = [one for one in breakdown_of(filled(frame))["dimensions"] if one["column"] == "speaker_id"]
+    assert [abs(row["difference"]) > 0.5 for row in dimension["rows"]] == [True, True]
+    assert not any(row["stands_out"] for row in dimension["rows"])
