@@ -36,6 +36,7 @@ SHOWN = 20
 NAME_LENGTH = 256  # characters by which values are told apart
 SHOWN_LENGTH = 80
 LARGEST = 0.01  # of the speakers
+FEW = 10  # clips: fewer stand out from nothing
 STANDS_OUT = 0.1  # accepted share that differs so much from the rest
 # Cramér's V from which groups are said to differ; Cohen 1988, section 7.2, of tables with two rows.
 WORDS = ((0.5, "very different"), (0.3, "different"), (0.1, "slightly different"), (0.0, "alike"))
@@ -215,7 +216,7 @@ def _row(
     low, high = wilson(accepted, count)
     difference = accepted / count - rest_accepted / rest if rest else None
     least, most = newcombe(accepted, count, rest_accepted, rest) if rest else (0.0, 0.0)
-    apart = least > 0 or most < 0
+    apart = min(count, rest) >= FEW and (least > 0 or most < 0)
     return {
         "kind": "none" if kind == "value" and value is None else kind,
         "value": None if value is None else plain(value, SHOWN_LENGTH),
