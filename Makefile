@@ -44,7 +44,7 @@ demo: demo-corpus
 test: demo-corpus
 	@echo "== tests; those of the cluster, which mostly wait for it, run beside all others and are shown after them"
 	@log=$$(mktemp); $(BIN)/python -m pytest $(LIMIT) -m "not runs" tests/slurm >"$$log" 2>&1 & slurm=$$!; \
-	$(BIN)/python -m pytest $(LIMIT) -m "not runs" tests/unit tests/hub tests/browser tests/workflow tests/api; status=$$?; \
+	$(BIN)/python -m pytest $(LIMIT) -m "not runs" tests/unit tests/hub tests/browser tests/workflow tests/kubernetes tests/api; status=$$?; \
 	wait $$slurm || status=1; cat "$$log"; rm "$$log"; exit $$status
 
 test-api: $(STAMP)

@@ -57,6 +57,12 @@ if is_fetched():
     localrules:
         source,
 
+    # In a bucket, the tables that were fetched with the listing are on this machine alone.
+    if in_bucket():
+
+        localrules:
+            manifest,
+
 
 # So is the Hub.
 if on_hub():

@@ -1,4 +1,5 @@
 # Functions that the rules share: configuration, paths of a run, its batches.
+import atexit
 import functools
 import os
 import sys
@@ -9,7 +10,7 @@ from snakemake.logging import logger
 
 sys.path.insert(0, workflow.basedir)
 
-from speechmill import events, owner, slurm, versions
+from speechmill import bucket, events, kubernetes, owner, slurm, versions
 from speechmill.attempts import AttemptLog
 from speechmill.config import (
     dataset_file,
@@ -76,6 +77,12 @@ def check_config():
     """Complete and validate the configuration in place."""
     config.update(validate_config(config, CONFIG_DIR))
     config["cluster"] = slurm.cluster_settings(config["cluster"])
+    if in_bucket():
+        kubernetes.check_settings(workflow.storage_settings.default_storage_prefix)
+        bucket.announce_run(f"{workflow.storage_settings.default_storage_prefix}/{run_file('')}".rstrip("/"))
+        gpus_per_worker()
+        workflow.register_envvars(*kubernetes.handed_on())
+        atexit.register(remove_secret)
 
 
 @plain_errors
@@ -88,6 +95,10 @@ def begin_run():
         problems += slurm.problems(
             cluster, run_prefix(), plugin.init_seconds_before_status_checks, plugin.status_command
         )
+    if on_kubernetes():
+        problems += kubernetes.problems(config, workflow.remote_execution_settings.container_image)
+        stored = workflow.storage_registry.default_storage_provider.get_storage_object_cls()
+        kubernetes.mend_plugins(workflow.executor_plugin.common_settings, stored)
     if problems:
         raise SpeechmillError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
     owner.claim(Path(run_file("")))
@@ -113,6 +124,11 @@ def end_run(outcome):
 def run_file(path):
     """A file of the run of this data set."""
     return f"{config['outdir']}/{config['dataset']}/{path}"
+
+
+def in_bucket():
+    """Whether results are in a bucket and jobs share no files: what rules declare, Snakemake moves."""
+    return workflow.storage_settings.default_storage_provider == "s3"
 
 
 def log_file(stage):
@@ -151,7 +167,7 @@ def is_fetched():
 def removal_list():
     """The clips that somebody asked to have removed, once there are any."""
     path = run_file("removed.json")
-    return [path] if Path(path).exists() else []
+    return [local(path)] if Path(path).exists() else []
 
 
 def on_hub():
@@ -234,12 +250,17 @@ def fetched_file(wildcards):
 
 def batch_rows(batches_tsv):
     """The rows of batches.tsv by batch, read once for every state of the file."""
+    if in_bucket():
+        return _batch_rows(str(batches_tsv), bucket.state("manifest/batches.tsv"))
     return _batch_rows(str(batches_tsv), Path(batches_tsv).stat().st_mtime_ns)
 
 
 @functools.lru_cache(1)
-def _batch_rows(batches_tsv, mtime_ns):
+def _batch_rows(batches_tsv, state):
     from speechmill.manifest import read_batches
+
+    if in_bucket():
+        bucket.fetch("manifest/batches.tsv", Path(batches_tsv))
 
     return {row["batch"]: row for row in read_batches(Path(batches_tsv))}
 
@@ -262,6 +283,17 @@ def on_slurm():
     return hasattr(workflow.executor_settings, "jobname_prefix")
 
 
+def on_kubernetes():
+    return type(workflow.executor_settings).__module__ == "snakemake_executor_plugin_kubernetes"
+
+
+def remove_secret():
+    """The plugin removes its secret when the last job has ended: where there was nothing to do, it is left."""
+    executor = getattr(workflow.scheduler, "_executor", None)
+    if on_kubernetes() and executor and executor.wait:
+        executor.unregister_secret()
+
+
 def controls_slurm():
     return workflow.is_main_process and on_slurm()
 
@@ -279,8 +311,11 @@ def run_prefix():
     return slurm.run_prefix(config["dataset"], Path(run_file("")))
 
 
-def job(memory_mb=slurm.OTHER_MB, gpus=0):
+def job(memory_mb=None, gpus=0):
     """Resources of a job on a cluster, by attempt."""
+    if in_bucket():
+        return kubernetes.job_resources(config["cluster"], gpus, memory_mb or kubernetes.OTHER_MB)
+    memory_mb = memory_mb or slurm.OTHER_MB
     return slurm.job_resources(config["cluster"], gpus, memory_mb, run_prefix(), controls_slurm, logger.warning)
 
 
@@ -290,4 +325,6 @@ def worker():
     if "workers" not in workflow.global_resources:
         workflow.register_resource("workers", config["cluster"]["workers"])
     resources = job(slurm.megabytes(config["cluster"]["memory_per_worker"]), gpus)
-    return resources | {"gpu": gpus, "workers": 1, "engine_attempt": lambda wildcards, attempt: attempt}
+    if not in_bucket():  # there, none is asked for where the job has none
+        resources["gpu"] = gpus
+    return resources | {"workers": 1, "engine_attempt": lambda wildcards, attempt: attempt}

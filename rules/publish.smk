@@ -30,6 +30,7 @@ checkpoint audio_again:
     input:
         rankings=batch_files("ranking/{batch}.parquet"),
         scores=batch_files("scores/{batch}.parquet"),
+        ledgers=batch_files("ledger/{batch}.enhance.parquet") if in_bucket() else [],
         profile=run_file("ranking/profile.json"),
         sent=batch_files("published/sent/{batch}.json"),
         summary=run_file("report/summary.json"),
@@ -71,6 +72,7 @@ rule publish:
     input:
         rankings=batch_files("ranking/{batch}.parquet"),
         scores=batch_files("scores/{batch}.parquet"),
+        ledgers=batch_files("ledger/{batch}.enhance.parquet") if in_bucket() else [],
         enhanced=shards_to_read(),
         again=shards_again,
         sent=batch_files("published/sent/{batch}.json") if sends_ahead() else [],

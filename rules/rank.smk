@@ -39,8 +39,8 @@ rule near_duplicates:
 rule profile:
     input:
         preflight=run_file("preflight.json"),
-        profile=ranking_profile(),
-        schema=(CONFIG_DIR / "ranking" / "schema.yaml").as_posix(),
+        profile=local(ranking_profile()),
+        schema=local((CONFIG_DIR / "ranking" / "schema.yaml").as_posix()),
     output:
         profile=run_file("ranking/profile.json"),
     log:

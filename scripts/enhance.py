@@ -14,7 +14,7 @@ with logged(snakemake) as tell:
     enhanced = Path(snakemake.output.enhanced)
     again = "ledger" not in snakemake.output.keys()  # noqa: SIM118 (its audio alone)
     ledger = enhanced.with_suffix(".ledger") if again else Path(snakemake.output.ledger)
-    device = device_of(snakemake.resources.gpu, snakemake.config["device"])
+    device = device_of(snakemake.resources.get("gpu", 0), snakemake.config["device"])
     tell(device=describe(device))
     enhance_batch(
         Path(snakemake.input.batch),

@@ -7,5 +7,6 @@ with logged(snakemake):
     from speechmill.preflight import preflight
 
     output = Path(snakemake.output.report)
-    report = preflight(snakemake.config, Path(snakemake.params.config_dir), output.parent)
+    here = Path(snakemake.config["outdir"], snakemake.config["dataset"])
+    report = preflight(snakemake.config, Path(snakemake.params.config_dir), here)
     write_json(output, report)

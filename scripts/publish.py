@@ -4,6 +4,7 @@ from speechmill.files import read_json
 from speechmill.job import logged
 
 with logged(snakemake):
+    from speechmill.bucket import kept
     from speechmill.errors import SpeechmillError
     from speechmill.policy import check_policy
     from speechmill.publish.folder import publish_folder
@@ -18,11 +19,12 @@ with logged(snakemake):
     batches = batches_of([Path(path) for path in snakemake.input.rankings], run_dir)
     tables = [read_json(snakemake.input[name]) for name in ("profile", "summary", "source")]
     if config["publish"]["kind"] == "hub":
-        if check_target(config, run_dir):
+        here = Path(config["outdir"], config["dataset"])  # where the list of removals is, even of a run in a bucket
+        if check_target(config, here):
             raise SpeechmillError(
                 "clips were removed from what is published that this run did not know of; they are on its list now: run again"
             )
-        publish_hub(batches, *tables, config, sentinel.parent, sentinel, read_removals(run_dir))
+        publish_hub(batches, *tables, config, sentinel.parent, sentinel, read_removals(here))
         if not config["keep_enhanced"]:  # committed and verified: the only copy on this side is not needed any more
             for batch in batches:
                 batch.audio[0].unlink(missing_ok=True)
@@ -30,4 +32,5 @@ with logged(snakemake):
         sentinel.with_name("again.txt").unlink(missing_ok=True)
     else:
         target = Path(config["publish"]["path"] or sentinel.with_name("dataset"))
-        publish_folder(batches, *tables, config, target, sentinel)
+        with kept(sentinel.parent, lambda name: name.startswith(f"{target.name}/")):
+            publish_folder(batches, *tables, config, target, sentinel)

@@ -28,7 +28,7 @@ with logged(snakemake) as tell:
         batch,
         rows_among(ids, snakemake.input.held_out),
         rows_among(ids, snakemake.input.near_duplicates),
-        read_removals(Path(snakemake.input.profile).parents[1]),
+        read_removals(Path(snakemake.config["outdir"], snakemake.config["dataset"])),
     )
     check_count(description["clips"], ids, batch)
     check_batch(ids if clips is None else clips["id"], ledger, ranking, batch)

@@ -1,9 +1,10 @@
 from pathlib import Path
 
+from speechmill.bucket import kept
 from speechmill.files import read_json
 from speechmill.job import logged, remove_empty_logs, stage_timing
 
-with logged(snakemake):
+with logged(snakemake), kept(Path(snakemake.output.summary).parent, lambda name: name == "history.jsonl"):
     from speechmill.ledger import check_manifest
     from speechmill.manifest import read_batches, with_notes
     from speechmill.ranking.profile import FrozenProfile

@@ -11,7 +11,7 @@ with logged(snakemake) as tell:
     from speechmill.metrics.job import score_batch
     from speechmill.preflight import read_preflight
 
-    device = device_of(snakemake.resources.gpu, snakemake.config["device"])
+    device = device_of(snakemake.resources.get("gpu", 0), snakemake.config["device"])
     tell(device=describe(device))
     score_batch(
         Path(snakemake.input.enhanced),

@@ -12,7 +12,8 @@ with logged(snakemake):
     enhanced, ledger, scores = (Path(inputs[name]) for name in ("enhanced", "ledger", "scores"))
     profile = read_json(inputs.profile)
     run_dir = ledger.parents[1]
-    with ranked_alone(snakemake.wildcards.batch, ledger, scores, profile, snakemake.config, run_dir) as ranking:
+    here = Path(snakemake.config["outdir"], snakemake.config["dataset"])  # where the list of removals is
+    with ranked_alone(snakemake.wildcards.batch, ledger, scores, profile, snakemake.config, here) as ranking:
         batch = Batch(snakemake.wildcards.batch, ranking, (enhanced,), origin_of(ledger), origin_of(scores))
         sent = send_batch(batch, profile, snakemake.config, run_dir / "published")
     write_json(snakemake.output.sent, sent)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import speechmill
-from speechmill import joblog
+from speechmill import bucket, joblog
 from speechmill.events import JobEvent, JobTracker, Start
 from speechmill.job import file_away
 from speechmill.text import plain
@@ -101,7 +101,10 @@ class AttemptLog(logging.Handler):
         if event.kind == "submitted":
             about = {"asked": self.asked.get(event.job)}
         elif event.job in self.logs:
-            about = how_it_went(self.logs[event.job], event, self.described[event.job])
+            log = bucket.bring_log(self.logs[event.job], self.start.run_dir)
+            about = how_it_went(log, event, self.described[event.job])
+            if log != self.logs[event.job] and log.exists():
+                file_away(log, event.kind == "failed")
         line = self._line(event.kind, event.stage, event) | about
         if event.given_up:
             line["given_up"] = True

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from speechmill import bucket
 from speechmill.errors import ConfigError
 
 SCHEMA_FILE = "schema.yaml"
@@ -208,7 +209,7 @@ def missing_paths(config: dict[str, Any], config_dir: Path) -> list[str]:
     source = config["source"]
     for key in ("path", "metadata"):
         value = source[key]
-        if value is None:
+        if value is None or bucket.is_url(value):
             continue
         if any(letter in value for letter in "*?["):
             if (

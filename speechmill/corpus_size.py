@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from speechmill import bucket
 from speechmill.errors import ConfigError, SourceError
 from speechmill.files import read_json
 from speechmill.manifest import batch_identity, read_batches
@@ -129,7 +130,8 @@ def _glance(config: Mapping[str, Any], directory: Path) -> tuple[tuple[int, floa
     section = config["source"]
     if section["path"] is None:
         return None, "the source is not on this machine, and no run has listed it"
-    placed = {name: str(directory / section[name]) if section[name] else None for name in ("path", "metadata")}
+    local = [name for name in ("path", "metadata") if section[name] and not bucket.is_url(section[name])]
+    placed = {name: str(directory / section[name]) for name in local}
     try:
         found = open_source(dict(config) | {"source": dict(section) | placed}).glance(config["enhance"]["max_seconds"])
     except (SourceError, ConfigError, OSError) as error:

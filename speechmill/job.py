@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from speechmill import joblog
+from speechmill import bucket, joblog
 from speechmill.devices import node_name
 from speechmill.errors import SpeechmillError
 
@@ -72,8 +72,9 @@ def logged(job: Any) -> Iterator[Callable[..., None]]:
         os.dup2(terminal, 2)
         for descriptor in (saved, terminal, log):
             os.close(descriptor)
-        with suppress(OSError):
-            file_away(path, failed)
+        if bucket.RUN not in os.environ:  # a pod has no other logs: this one goes to the bucket as it is
+            with suppress(OSError):
+                file_away(path, failed)
 
 
 def file_away(log: Path, failed: bool) -> None:

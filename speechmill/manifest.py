@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from speechmill import bucket
 from speechmill.audio.decode import read_header
 from speechmill.errors import ClipError, SourceError
 from speechmill.files import read_json, sha256_file, write_json, write_text
@@ -60,7 +61,7 @@ def describe_source(source: Source, config: dict[str, Any]) -> dict[str, Any]:
         "license": section["license"],
         "attribution": section["attribution"],
         "bytes": sum(f.size for f in listing.files),
-        "metadata_sha256": sha256_file(section["metadata"]) if section["metadata"] else None,
+        "metadata_sha256": source.metadata_sha256(),
         "files": [_described(file) for file in listing.files],
         "tables": [_described(file) for file in listing.tables],
         "notes": listing.notes,
@@ -148,6 +149,8 @@ def read_batch(batch_json: Path) -> tuple[dict[str, Any], pa.Table | None]:
     if description["table_sha256"] is None:
         return description, None
     table_path = batch_json.with_suffix(".parquet")
+    if not table_path.exists():
+        bucket.fetch(f"manifest/{table_path.name}", table_path)
     if not table_path.is_file() or sha256_file(table_path) != description["table_sha256"]:
         raise SourceError(
             f"{table_path} is missing or was changed; delete {batch_json.parent}/batches.tsv and run again"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from speechmill import bucket
 from speechmill.config import missing_paths, profile_path
 from speechmill.devices import node_name
 from speechmill.enhance import available_enhancer
@@ -134,7 +135,7 @@ def _check_policy(config: dict[str, Any]) -> list[str]:
 
 def _check_disk(config: dict[str, Any], run_dir: Path) -> list[str]:
     """Free space for the enhanced shards, once more for what is published here, and as much again for originals."""
-    if config["source"]["path"] is None:
+    if config["source"]["path"] is None or bucket.is_url(config["source"]["path"]):
         return []  # known once the source is listed
     source = Path(config["source"]["path"])
     size = sum(f.stat().st_size for f in ([source] if source.is_file() else source.rglob("*")) if f.is_file())

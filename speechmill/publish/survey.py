@@ -5,6 +5,7 @@ It reads a few small columns of every batch and keeps 29 bytes for each accepted
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from speechmill import bucket
 from speechmill.errors import LedgerError
 from speechmill.shards import RANKING
 from speechmill.splits import split_index
@@ -40,7 +42,9 @@ class Batch:
 
 
 def origin_of(path: Path) -> str:
-    """Size and time of a file that is written anew whenever a batch is enhanced, scored or ranked."""
+    """Size and time of a file that is written anew whenever a batch is enhanced, scored or ranked; in a bucket its tag."""
+    if bucket.RUN in os.environ and not path.parent.name.startswith("."):  # a copy has the time at which it was made
+        return bucket.state("/".join(path.parts[-2:]))
     state = path.stat()
     return f"{state.st_size}:{state.st_mtime_ns}"
 

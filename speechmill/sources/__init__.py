@@ -18,7 +18,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from speechmill import bucket
 from speechmill.errors import ClipError, ConfigError
+from speechmill.files import sha256_file
 
 # kind -> (module, class): a kind's libraries are imported only where it is used.
 KINDS = {
@@ -127,6 +129,10 @@ class Source:
         """
         raise NotImplementedError
 
+    def metadata_sha256(self) -> str | None:
+        """Checksum of the file of metadata, where there is one."""
+        return sha256_file(self.section["metadata"]) if self.section["metadata"] else None
+
     def list_files(self) -> Listing:
         """All files with their checksums.
 
@@ -173,6 +179,12 @@ def open_source(config: dict[str, Any]) -> Source:
     if section["kind"] not in KINDS:
         raise ConfigError(f"source.kind {section['kind']!r} is not one of {', '.join(KINDS)}")
     module, name = KINDS[section["kind"]]
+    if bucket.is_url(section["path"]):
+        if section["kind"] != "folder":
+            raise ConfigError(
+                f"source.path {section['path']}: of a bucket only folders of audio files are read, not {section['kind']}"
+            )
+        module, name = "bucket_folder", "BucketFolderSource"
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)(config)
 
 

@@ -45,3 +45,23 @@ def test_no_rule_sets_retries_itself():
 def test_the_package_imports_no_snakemake():
     for file in (ROOT / "speechmill").rglob("*.py"):
         assert not re.search(r"^\s*(from|import) snakemake", file.read_text(), re.MULTILINE), file
+
+
+def test_the_image_and_the_apptainer_recipe_install_the_same_way_and_hold_the_same_files():
+    """Neither can be built in a test: what they copy must be there, and the one installer is what both run."""
+    lines = (ROOT / "envs" / "Containerfile").read_text().splitlines()
+    copied = [line.split()[1:] for line in lines if line.startswith("COPY ")]
+    image = {Path(source) for *sources, _ in copied for source in sources}
+    recipe = (ROOT / "envs" / "speechmill.def").read_text()
+    section = re.search(r"^%files\n((?:    .+\n)+)", recipe, re.MULTILINE)[1]
+    assert {Path(line.split()[0]) for line in section.splitlines()} == image
+    assert all((ROOT / path).exists() for path in image)
+    bases = re.findall(r"python:\S+", "\n".join(lines)), re.findall(r"python:\S+", recipe)
+    assert bases[0] == bases[1] != []
+    assert "sh /opt/speechmill/envs/install.sh" in recipe
+    assert any(line.startswith("RUN sh /opt/speechmill/envs/install.sh kubernetes") for line in lines)
+
+
+def test_the_extra_for_kubernetes_is_pinned():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {name_of(requirement) for requirement in extras["kubernetes"]} <= set(pins())
