@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
+from speechmill.compare import differing, dotted
 from speechmill.config import deciding_settings
 from speechmill.errors import ConfigError, SpeechmillError
 from speechmill.files import read_json
@@ -288,14 +289,8 @@ def changed_weights(
 
 def _differing(reported: Mapping[str, Any], configured: Mapping[str, Any]) -> list[str]:
     """Settings that both have, with different values, other than of the ranking."""
-    found = []
-    for name in sorted({*reported} & {*configured} - {"rank"}):
-        was, is_now = reported[name], configured[name]
-        if isinstance(was, dict) and isinstance(is_now, dict):
-            found += [f"{name}.{key}" for key in sorted({*was} & {*is_now}) if was[key] != is_now[key]]
-        elif was != is_now:
-            found.append(name)
-    return found
+    found = differing(dotted(reported), dotted(configured))
+    return [name for name, sides in found.items() if len(sides) == 2 and not name.startswith("rank.")]
 
 
 def _frozen(run_dir: Path, setting: Mapping[str, Any]) -> FrozenProfile:

@@ -28,6 +28,7 @@ from speechmill.report.plots import (
     binned,
     count_axis,
     new_figure,
+    value_axis,
 )
 from speechmill.report.summary import NOT_JUDGED, READ_ROWS, Distribution
 
@@ -138,13 +139,7 @@ def _metric(
         for limit in (gate.min, gate.max):
             if limit is not None:
                 _limit(axes, limit)
-    if logarithmic:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.minorticks_off()
-    else:
-        axes.locator_params(axis="x", nbins=5)
-    axes.set_xlim(edges[0], edges[-1])
+    value_axis(axes, edges, logarithmic, 5)
     axes.set_xlabel(axis_label(_short(name), metric))
     axes.set_ylabel("share of clips (%)")
     axes.set_ylim(bottom=0, top=None if axes.dataLim.y1 > 0 else 1)

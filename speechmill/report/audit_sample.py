@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from speechmill.report.examples import Example, rows_of_clips
+from speechmill.report.smallest import Smallest
 from speechmill.report.summary import NOT_JUDGED, Distribution
 
 FORMAT, VERSION = "speechmill-audit", 1
@@ -95,21 +96,17 @@ def choose_audit(ranking_files: Sequence[Path], count: int) -> list[dict[str, An
         return []
     edges = find_edges(ranking_files)
     sizes = dict.fromkeys(STRATA, 0)
-    empty = pa.table({name: pa.array([], pa.string()) for name in ("key", "id", "file")})
-    held = dict.fromkeys(STRATA, empty)
+    held = {name: Smallest(count) for name in STRATA}
     for path, table in parts(ranking_files, ["id", *DECISION]):
         stratum = strata(table, edges)
         for number, name in enumerate(STRATA):
             ids = table["id"].filter(pa.array(stratum == number))
             sizes[name] += len(ids)
-            rows = pa.table({"key": pc.utf8_reverse(ids), "id": ids})
-            if len(held[name]) == count:  # most clips come after those that are held
-                rows = rows.filter(pc.less(rows["key"], held[name]["key"][-1]))
-            if len(rows):
-                rows = rows.append_column("file", pa.array([str(path)] * len(rows), pa.string()))
-                held[name] = pa.concat_tables([held[name], rows]).sort_by("key").slice(0, count)
+            held[name].offer(pa.table({"key": pc.utf8_reverse(ids), "id": ids}), file=str(path))
     shares = _allot(sizes, count)
-    chosen = {name: held[name].slice(0, shares[name]).to_pylist() for name in STRATA}
+    chosen = {
+        name: [] if (rows := held[name].rows) is None else rows.slice(0, shares[name]).to_pylist() for name in STRATA
+    }
     rows_of = rows_of_clips({(clip["file"], clip["id"]) for clips in chosen.values() for clip in clips})
     return [
         {"row": rows_of[clip["id"]], "stratum": name, "clips": sizes[name], "sampled": shares[name]}

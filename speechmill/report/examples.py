@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from speechmill.audio.encode import decode_flac, encode_flac
 from speechmill.errors import SpeechmillError
 from speechmill.removal import REMOVED
+from speechmill.report.smallest import Smallest
 from speechmill.report.spectrogram import recording_png, spectrogram_db
 from speechmill.report.summary import NOT_JUDGED, Overview
 from speechmill.shards import reading_shard
@@ -56,32 +57,6 @@ class Example:
     original: Player | None
 
 
-class _Pool:
-    """The rows with the `count` smallest keys of all that were offered; ties by id."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._held: pa.Table | None = None
-
-    def offer(self, path: Path, table: pa.Table, mask: pa.ChunkedArray, key: pa.ChunkedArray) -> None:
-        """Take in rows (N,) of a table with `id`: those of the mask (N,), by key (N,)."""
-        if self._held is not None and len(self._held) == self._count:  # most rows come after those that are held
-            mask = pc.and_(mask, pc.less_equal(key, self._held["key"][-1] if self._count else None))
-        rows = pa.table({"id": table["id"], "key": key}).filter(mask)
-        if self._held is not None and not len(rows):
-            return
-        rows = rows.append_column("file", pa.array([str(path)] * len(rows), pa.string()))
-        known = [] if self._held is None else [self._held]
-        ordered = pa.concat_tables([*known, rows]).sort_by([("key", "ascending"), ("id", "ascending")])
-        self._held = ordered.slice(0, self._count)
-
-    def clips(self) -> list[tuple[str, str]]:
-        """File and id of those that are left, smallest key first."""
-        if self._held is None:
-            return []
-        return list(zip(*(self._held[name].to_pylist() for name in ("file", "id")), strict=True))
-
-
 def choose(ranking_files: Sequence[Path], count: int, of_each_reason: int = 0) -> dict[str, list[dict[str, Any]]]:
     """The ranking rows of the clips of each group, the most telling first; ties by id.
 
@@ -92,8 +67,8 @@ def choose(ranking_files: Sequence[Path], count: int, of_each_reason: int = 0) -
 
     Memory does not grow with the number of clips, and the order of the files does not matter.
     """
-    pools = {name: _Pool(count) for name in ("best", "worst", "above", "below", "denoised", "random")}
-    reasons: dict[str, _Pool] = defaultdict(lambda: _Pool(of_each_reason))
+    pools = {name: Smallest(count) for name in ("best", "worst", "above", "below", "denoised", "random")}
+    reasons: dict[str, Smallest] = defaultdict(lambda: Smallest(of_each_reason))
     frequency: Counter[str] = Counter()
     for path in ranking_files:
         with pq.ParquetFile(path) as file:
@@ -104,24 +79,32 @@ def choose(ranking_files: Sequence[Path], count: int, of_each_reason: int = 0) -
                 table = _ranked(pa.Table.from_batches([part]))
                 table = table.append_column("random", pc.utf8_reverse(table["id"]))
                 for pool, (mask, key) in _candidates(table).items():
-                    pools[pool].offer(path, table, mask, key)
+                    pools[pool].offer(pa.table({"id": table["id"], "key": key}).filter(mask), file=str(path))
                 judged = pc.invert(pc.is_in(table["criterion"], value_set=pa.array(NOT_JUDGED)))
                 rejected = table.filter(pc.and_(judged, pc.equal(table["state"], "rejected")))
                 for found in pc.value_counts(rejected["criterion"]).to_pylist():
                     reason = found["values"]
                     frequency[reason] += found["counts"]
-                    mask = pc.equal(rejected["criterion"], reason)
-                    reasons[reason].offer(path, rejected, mask, rejected["random"])
-    chosen = {name: pool.clips() for name, pool in pools.items()}
+                    of_reason = rejected.filter(pc.equal(rejected["criterion"], reason))
+                    clips = pa.table({"id": of_reason["id"], "key": of_reason["random"]})
+                    reasons[reason].offer(clips, file=str(path))
+    chosen = {name: _clips(pool) for name, pool in pools.items()}
     above, below = chosen.pop("above"), chosen.pop("below")
     half = max((count + 1) // 2, count - len(below))
     chosen["borderline"] = [*reversed(above[:half]), *below[: max(0, count - len(above[:half]))]]
     groups = {name: chosen[name] for name in GROUPS}
     if of_each_reason:
         most = sorted(frequency, key=lambda reason: (-frequency[reason], reason))[:REASONS]
-        groups |= {f"rejected-{number}": reasons[reason].clips() for number, reason in enumerate(most, start=1)}
+        groups |= {f"rejected-{number}": _clips(reasons[reason]) for number, reason in enumerate(most, start=1)}
     rows_of = rows_of_clips({clip for clips in groups.values() for clip in clips})
     return {group: [rows_of[clip_id] for _, clip_id in clips] for group, clips in groups.items()}
+
+
+def _clips(pool: Smallest) -> list[tuple[str, str]]:
+    """File and id of the clips of a pool."""
+    if pool.rows is None:
+        return []
+    return list(zip(*(pool.rows[name].to_pylist() for name in ("file", "id")), strict=True))
 
 
 def _ranked(table: pa.Table) -> pa.Table:

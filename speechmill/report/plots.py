@@ -195,16 +195,21 @@ def draw_metric(axes: Axes, panel: Panel) -> Handles:
             binned(values, edges), edges, fill=area, color=SKY if before else BLUE, linewidth=0 if area else 1.6
         )
     handles |= _draw_limits(axes, panel.gates, panel.criteria, edges)
+    value_axis(axes, edges, logarithmic, 6)
+    axes.set_xlabel(axis_label(panel.title, panel.metric))
+    count_axis(axes)
+    return handles
+
+
+def value_axis(axes: Axes, edges: np.ndarray, logarithmic: bool, ticks: int) -> None:
+    """The axis of a metric's values over bins with these edges (B + 1,), with about so many ticks."""
     if logarithmic:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.minorticks_off()
     else:
-        axes.locator_params(axis="x", nbins=6)
+        axes.locator_params(axis="x", nbins=ticks)
     axes.set_xlim(edges[0], edges[-1])
-    axes.set_xlabel(axis_label(panel.title, panel.metric))
-    count_axis(axes)
-    return handles
 
 
 def metric_charts(found: Overview, profile: FrozenProfile, declared: Mapping[str, Metric]) -> list[Chart]:

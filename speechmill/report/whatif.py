@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from speechmill.ranking.profile import FrozenProfile
 from speechmill.ranking.topsis import scale_all
+from speechmill.report.smallest import Smallest
 
 READ_ROWS = 65_536
 STEPS = 200  # thresholds that the histogram tells apart
@@ -44,7 +45,8 @@ def whatif(ranking_files: Sequence[Path], profile: FrozenProfile) -> dict[str, A
     metrics = [criterion.metric for criterion in criteria]
     columns = list(dict.fromkeys(["id", "state", "criterion", "closeness", "duration", *metrics]))
     clips, seconds = np.zeros(STEPS + 1, np.int64), np.zeros(STEPS + 1)
-    bands = [_Band() for _ in range(BANDS)]
+    sizes = np.zeros(BANDS, np.int64)
+    bands = [Smallest(PER_BAND) for _ in range(BANDS)]
     for path in ranking_files:
         with pq.ParquetFile(path) as file:
             for part in file.iter_batches(batch_size=READ_ROWS, columns=columns):
@@ -57,9 +59,9 @@ def whatif(ranking_files: Sequence[Path], profile: FrozenProfile) -> dict[str, A
                 which = np.minimum(step * BANDS // STEPS, BANDS - 1)
                 table = table.append_column("key", pc.utf8_reverse(table["id"]))
                 for number in np.unique(which):
-                    bands[number].add(table.filter(pa.array(which == number)))
-    samples = [band.sample() for band in bands]
-    sample = pa.concat_tables([table for table in samples if table is not None] or [pa.table({})])
+                    bands[number].offer(table.filter(pa.array(which == number)))
+                sizes += np.bincount(which, minlength=BANDS)
+    sample = pa.concat_tables([band.rows for band in bands if band.rows is not None] or [pa.table({})])
     values = {name: _floats(sample[name]) for name in metrics} if len(sample) else {}
     scaled = scale_all(values, criteria, len(sample)) if values else np.empty((0, len(metrics)))
     return {
@@ -72,31 +74,12 @@ def whatif(ranking_files: Sequence[Path], profile: FrozenProfile) -> dict[str, A
         "clips": clips.tolist(),
         "seconds": np.round(seconds, 3).tolist(),
         "bands": [
-            {"clips": band.clips, "sampled": 0 if table is None else len(table)}
-            for band, table in zip(bands, samples, strict=True)
+            {"clips": size, "sampled": 0 if band.rows is None else len(band.rows)}
+            for size, band in zip(sizes.tolist(), bands, strict=True)
         ],
         "scaled": _packed(np.where(np.isnan(scaled), MISSING, np.rint(scaled * (MISSING - 1))), "<u2"),
         "sample_seconds": _packed(np.nan_to_num(_floats(sample["duration"])) if len(sample) else np.empty(0), "<f4"),
     }
-
-
-class _Band:
-    """The clips of a band of closeness: how many, and the `PER_BAND` with the smallest keys."""
-
-    def __init__(self) -> None:
-        self.clips = 0
-        self._held: pa.Table | None = None
-
-    def add(self, table: pa.Table) -> None:
-        self.clips += len(table)
-        if self._held is not None and len(self._held) == PER_BAND:  # most clips come after those that are held
-            table = table.filter(pc.less(table["key"], self._held["key"][-1]))
-        if len(table):
-            known = table if self._held is None else pa.concat_tables([self._held, table])
-            self._held = known.sort_by("key").slice(0, PER_BAND)
-
-    def sample(self) -> pa.Table | None:
-        return self._held
 
 
 def _judged(table: pa.Table) -> pa.Table:
