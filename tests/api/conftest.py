@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from .quiet import Quiet
+from .quiet import Quiet, make_service
 from .servers import Server
 
 
@@ -31,6 +31,12 @@ def own_server(tmp_path):
     found = Server(tmp_path)
     yield found
     found.stop()
+
+
+@pytest.fixture
+def service(tmp_path):
+    """What answers calls, without a server around it."""
+    return make_service(tmp_path)[0]
 
 
 @pytest.fixture
