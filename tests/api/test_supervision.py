@@ -16,14 +16,9 @@ from speechmill.files import write_json
 from speechmill.owner import FILE, this_process
 from speechmill.supervise import LOG
 
-from .quiet import EXAMPLE, make_service
+from .quiet import EXAMPLE
 
 QUEUED = "7|RUNNING|speechmill-demo-0_1|n2|None|rule_enhance_wildcards_b7"
-
-
-@pytest.fixture
-def service(tmp_path):
-    return make_service(tmp_path)[0]
 
 
 @pytest.fixture
