@@ -1,4 +1,4 @@
-# speechmill: configuration, validation, includes and targets. The stages are in rules/.
+# speechmill: includes and targets. The stages are in rules/.
 import sys
 
 from snakemake.utils import min_version
@@ -9,20 +9,18 @@ sys.path.insert(0, workflow.basedir)
 
 
 include: "rules/common.smk"
-
-
-configfile: f"{workflow.basedir}/config/config.yaml"
-configfile: dataset_config()
-
-
-check_config()
-
-
 include: "rules/ingest.smk"
 include: "rules/enhance.smk"
 include: "rules/score.smk"
 include: "rules/rank.smk"
 include: "rules/report.smk"
+
+
+if target.needs_network:
+
+    include: "rules/publish_hub.smk"
+
+
 include: "rules/publish.smk"
 
 
@@ -31,53 +29,40 @@ onstart:
 
 
 onsuccess:
-    end_run("succeeded")
+    session.end("succeeded")
 
 
 onerror:
-    end_run("failed")
+    session.end("failed")
 
 
-# Seconds of work each (near_duplicates: two minutes for 10 million clips): on a cluster they run beside Snakemake and
-# wait in no queue. So does what needs the network.
+# Jobs of at most minutes (dedup: three minutes for 10 million clips). On a cluster they run beside Snakemake, without
+# waiting in a queue. So do jobs that need the network.
 localrules:
     all,
     preflight,
-    duplicates,
-    near_duplicates,
-    profile,
+    dedup,
     rank,
-    advice,
     fetch,
 
 
 # A repository is listed where the network is.
-if is_fetched():
+if is_fetched(config):
 
     localrules:
         source,
 
     # In a bucket, the tables that were fetched with the listing are on this machine alone.
-    if in_bucket():
+    if not backend.shares_files:
 
         localrules:
             manifest,
 
 
-# So is the Hub.
-if on_hub():
-
-    localrules:
-        send,
-        audio_again,
-        publish,
-
-
-# Every file that is kept is named here. What stands between others alone, Snakemake takes for done while those are
-# there: a job that fails when it is repeated (its old output is removed first) would never be tried again.
+# Every file that is kept is a target: see speechmill/runs/inputs.py.
 rule all:
     default_target: True
     input:
         [run_file(path) for path in SINGLE_FILES],
-        batch_files(*kept_files()),
-        [] if config["publish"]["kind"] == "none" else run_file("published/UPLOADED.json"),
+        batch_files(*kept_files(config, target)),
+        run_file(target.goal),

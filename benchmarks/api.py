@@ -34,17 +34,18 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
-from scale import Table
+from cost import Table
 from speech_corpus import machine, said
 
-from speechmill.api import processes
 from speechmill.api.auth import new_token
+from speechmill.api.service import result_file
 from speechmill.api.settings import Settings, make_state_dir
 from speechmill.api.store import Run, Store, new_id
-from speechmill.files import write_json
+from speechmill.engine.checkpoint import checkpoint_folder
 from speechmill.monitor.record import HEAVY
-from speechmill.parts import parts_folder
-from speechmill.times import unix
+from speechmill.runlog.run_lock import RunLock
+from speechmill.storage.files import write_json
+from speechmill.utils.times import unix
 
 ROOT = Path(__file__).resolve().parents[1]
 EVERY_SECONDS = 2.0  # between two polls of a client, give or take a quarter
@@ -153,18 +154,18 @@ class Work:
         write_json(self._parts(stage, batch) / "progress.json", rows | rate)
 
     def _parts(self, stage: str, batch: str) -> Path:
-        return parts_folder(self.account.run_dir / HEAVY[stage] / f"{batch}.parquet")
+        return checkpoint_folder(self.account.run_dir / HEAVY[stage] / f"{batch}.parquet")
 
 
 def register(work: Work, state_dir: Path) -> Run:
-    """The run in the server's data base, in the hands of this process: a living runner, so the server starts none."""
+    """The run in the server's data base, in the hands of this process: a living supervisor, so the server starts none."""
     store = Store(state_dir)
     run_dir = work.account.run_dir
     run = Run(new_id(), run_dir.name, str(run_dir), config="{}", plan="{}", caller="load", created=work.account.time(0))
-    me = processes.identity()
     store.create(run)
-    store.take(run.id, me, None, 0, time.time())
-    store.move(run.id, me, "running")
+    RunLock(run_dir, str(result_file(run))).take()
+    store.claim(run.id, "load", None, 0)
+    store.move(run.id, "load", "running")
     return run
 
 

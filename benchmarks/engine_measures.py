@@ -23,18 +23,20 @@ from speechmill.audio.decode import decode
 from speechmill.audio.encode import encode_flac
 from speechmill.audio.loudness import integrated_loudness, true_peak_dbtp
 from speechmill.audio.resample import resample
+from speechmill.audio.vad import CHUNK, SileroVad, VadOptions, speech_segments
 from speechmill.config import validate_config
-from speechmill.engine import exact_convolutions, length_batches, pad
+from speechmill.engine.batches import length_batches
+from speechmill.engine.memory import CPU_SECONDS, GPU_SECONDS
+from speechmill.engine.tensors import exact_convolutions, pad
+from speechmill.enhance.enhance_batch import enhance_batch
 from speechmill.enhance.guard import measure_evidence
-from speechmill.enhance.job import enhance_batch
 from speechmill.enhance.processor import Clip, Processor
-from speechmill.manifest import build_manifest, describe_source, read_batches
-from speechmill.memory import CPU_SECONDS, GPU_SECONDS
 from speechmill.metrics import ClipBatch, load_groups, measure_input_signal
-from speechmill.metrics.job import score_batch
+from speechmill.metrics.score_batch import score_batch
 from speechmill.preflight import preflight
 from speechmill.sources import open_source
-from speechmill.vad import CHUNK, SileroVad, VadOptions, speech_segments
+from speechmill.sources.manifest import build_manifest, describe_source
+from speechmill.tables.batches import read_batches
 
 MOS_GROUPS = ("dnsmos_p808", "dnsmos_p835", "distillmos")
 ENHANCER_RATE = 48_000  # Hz of both enhancers
@@ -67,7 +69,7 @@ class Job:
         source = open_source(config)
         build_manifest(source, describe_source(source, config), config, work / "manifest")
         (batch,) = read_batches(work / "manifest" / "batches.tsv")
-        return config, source, preflight(config, ROOT / "config", work), work / "manifest" / f"{batch['batch']}.json"
+        return config, source, preflight(config, work), work / "manifest" / f"{batch['batch']}.json"
 
 
 @dataclass(frozen=True)

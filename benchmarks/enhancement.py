@@ -26,11 +26,11 @@ from demo_quality import si_sdr
 from speech_corpus import RATE, cores, demo_builder, machine, need, said
 
 from speechmill.audio.resample import resample
-from speechmill.engine import pad
+from speechmill.audio.vad import CHUNK, SileroVad
+from speechmill.engine.tensors import pad
 from speechmill.enhance import LEVELS_DB, limit_attenuation, load_enhancer
 from speechmill.enhance.guard import GuardThresholds, choose_variant, measure_evidence
 from speechmill.metrics import ClipBatch, measure_input_signal
-from speechmill.vad import CHUNK, SileroVad
 
 LANGUAGE = "es"
 JOINED = 3  # prompts in a clip

@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 import soundfile
 import soxr
 
-from speechmill.fingerprint import BYTES, RATE, WORDS, fingerprint
-from speechmill.near_duplicates import find_near_duplicates
+from speechmill.dedup.fingerprint import BYTES, RATE, WORDS, fingerprint
+from speechmill.dedup.near import find_near_duplicates
 
 ROOT = Path(__file__).resolve().parents[1]
 LEDGER = pa.schema(

@@ -34,13 +34,14 @@ import pyarrow.parquet as pq
 import soundfile
 from speech_corpus import machine
 
-from speechmill.files import read_json
 from speechmill.metrics import ENHANCE_METRICS, GROUP_METRICS, SETS
-from speechmill.publish.folder import HashingSink
-from speechmill.publish.hub import publish_hub
 from speechmill.publish.shards import plan_files
 from speechmill.publish.survey import Batch, origin_of, survey
-from speechmill.shards import ENHANCED, RANKING, table_writer, with_models, write_table
+from speechmill.publish.to_folder import HashingSink
+from speechmill.publish.to_hub import publish_hub
+from speechmill.storage.files import read_json
+from speechmill.tables.parquet_io import table_writer, write_table
+from speechmill.tables.schemas import ENHANCED, RANKING, with_models
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEECH = ROOT / "demo" / "speech"

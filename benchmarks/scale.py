@@ -1,7 +1,8 @@
 """What 10 million clips and more cost beside the work on audio: `python benchmarks/scale.py --clips 10000000`.
 
-plan: a real run of one clip is multiplied, its files and Snakemake's records of them, and planned again and again.
-tables: duplicates, ranking, advice and report over synthetic ledgers and scores, each in a process of its own, the
+plan: a real run of one clip is multiplied, its files and Snakemake's records of them, and planned again and again,
+beside bare Snakemake with as many jobs that do nothing.
+tables: duplicates, held-out clips, ranking, advice and report over synthetic ledgers and scores, each in a process of its own, the
 preview of another ranking (speechmill rerank), and the comparison of two such runs.
 Prints seconds, CPU seconds, peak memory of all processes together, and the target where there is one (for 10 million
 clips; memory of the tables for any number). With --check, a target that is missed ends it with status 1.
@@ -15,82 +16,29 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import soundfile
 import yaml
+from cost import ROOT, Cost, Table, cost
 
-ROOT = Path(__file__).resolve().parents[1]
 BATCH = 10_000
 FIRST = "clips-00000"
-MB = 2**20
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Wall-clock and CPU seconds, and peak resident memory in MiB, of a process and all that it started."""
-
-    seconds: float
-    cpu: float
-    megabytes: float
-    output: str
-
-
-def cost(command: list[str], directory: Path) -> Cost:
-    """What a command costs; its failure ends the benchmark with what it said."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    peak, ended = 0.0, threading.Event()
-
-    def watch(process: psutil.Process) -> None:
-        nonlocal peak
-        while not ended.wait(0.05):
-            try:
-                tree = [process, *process.children(recursive=True)]
-                peak = max(peak, sum(one.memory_info().rss for one in tree if one.is_running()) / MB)
-            except psutil.Error:
-                pass
-
-    with tempfile.TemporaryFile("w+") as output:
-        begin = time.monotonic()
-        process = subprocess.Popen(command, cwd=directory, env=environment, stdout=output, stderr=output)
-        watcher = threading.Thread(target=watch, args=(psutil.Process(process.pid),))
-        watcher.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.monotonic() - begin
-        ended.set()
-        watcher.join()
-        output.seek(0)
-        text = output.read()
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed:\n{text[-3000:]}")
-    return Cost(seconds, usage.ru_utime + usage.ru_stime, max(peak, usage.ru_maxrss / 1024), text)
-
-
-class Table:
-    """Figures as they come, beside their targets."""
-
-    def __init__(self) -> None:
-        self.missed: list[str] = []
-        print("| what | measured | target |\n|---|---|---|")
-
-    def row(self, what: str, shown: str, target: str = "", met: bool = True) -> None:
-        print(f"| {what} | {shown} | {target}{'' if met else ' **missed**'} |", flush=True)
-        if not met:
-            self.missed.append(what)
-
-    def cost(self, what: str, found: Cost, seconds: float | None = None, megabytes: float | None = None) -> None:
-        """`seconds` and `megabytes` are targets; None is none."""
-        shown = f"{found.seconds:.1f} s ({found.cpu:.1f} s CPU), {found.megabytes:.0f} MB"
-        targets = [f"{limit:g} {unit}" for limit, unit in ((seconds, "s"), (megabytes, "MB")) if limit is not None]
-        met = (seconds is None or found.seconds < seconds) and (megabytes is None or found.megabytes < megabytes)
-        self.row(what, shown, ", ".join(targets), met)
+MOST_TIMES = 3
+BARE = """
+names = open("batches.txt").read().split()
+rule all:
+    input: expand("{stage}/{name}", stage=["a", "b"], name=names)
+rule a:
+    output: "a/{name}"
+    shell: "touch {output}"
+rule b:
+    input: "a/{name}"
+    output: "b/{name}"
+    shell: "touch {output}"
+"""
 
 
 # Planning
@@ -131,11 +79,13 @@ def multiply(directory: Path, names: list[str]) -> None:
             copy = path.with_name(path.name.replace(FIRST, name))
             copy.write_bytes(content.replace(FIRST.encode(), name.encode()))
             os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
-    index = run / "manifest" / "batches.tsv"
-    times = index.stat()
-    header, row = index.read_text().splitlines()
-    index.write_text("\n".join([header, *(row.replace(FIRST, name) for name in names)]) + "\n")
-    os.utime(index, ns=(times.st_atime_ns, times.st_mtime_ns))
+    for index in (run / "manifest" / "batches.tsv", run / "ranking" / "ranked.tsv"):
+        if not index.exists():
+            continue
+        times = index.stat()
+        header, row = index.read_text().splitlines()
+        index.write_text("\n".join([header, *(row.replace(FIRST, name) for name in names)]) + "\n")
+        os.utime(index, ns=(times.st_atime_ns, times.st_mtime_ns))
     multiply_records(directory / ".snakemake" / "metadata", names)
 
 
@@ -160,6 +110,27 @@ def multiply_records(records: Path, names: list[str]) -> None:
         path.write_text(json.dumps(record))
 
 
+def bare(directory: Path, names: list[str]) -> dict[str, Cost]:
+    """What planning costs Snakemake where as many jobs do nothing: two for each batch; nothing done, and all done."""
+    directory.mkdir()
+    (directory / "batches.txt").write_text("\n".join(names))
+    (directory / "Snakefile").write_text(BARE)
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "-n"]
+    found = {"cold": cost(command, directory)}
+    for number, stage in enumerate(("a", "b")):
+        (directory / stage).mkdir()
+        for name in names:
+            (directory / stage / name).touch()
+            os.utime(directory / stage / name, (number, number))
+    return found | {"done": cost(command, directory)}
+
+
+def ratio(table: Table, what: str, found: Cost, compared: Cost) -> None:
+    times = found.cpu / compared.cpu
+    shown = f"{times:.1f} ({compared.cpu:.1f} s CPU, {compared.seconds:.1f} s)"
+    table.row(f"{what}: times bare Snakemake's CPU", shown, f"{MOST_TIMES}", times <= MOST_TIMES)
+
+
 def plan(folder: Path, clips: int, table: Table) -> None:
     names = [f"clips-{number:05d}" for number in range(max(1, clips // BATCH))]
     done, cold = folder / "done", folder / "cold"
@@ -174,7 +145,10 @@ def plan(folder: Path, clips: int, table: Table) -> None:
     found = snakemake(cold, "-n")
     if not re.search(rf"^enhance +{len(names)}$", found.output, re.MULTILINE):
         raise SystemExit(f"not the plan that is to be measured:\n{found.output[-3000:]}")
-    table.cost("`snakemake -n`, manifest known, nothing enhanced", found, 15 if due else None, 500 if due else None)
+    what = "`snakemake -n`, manifest known, nothing enhanced"
+    table.cost(what, found, 15 if due else None, 500 if due else None)
+    compared = bare(folder / "bare", names)
+    ratio(table, what, found, compared["cold"])
     shutil.rmtree(cold)
     multiply(done, names)
     for what, arguments, seconds in (
@@ -185,6 +159,7 @@ def plan(folder: Path, clips: int, table: Table) -> None:
         if "Nothing to be done" not in found.output:
             raise SystemExit(f"{what}: there is something to do:\n{found.output[-3000:]}")
         table.cost(what, found, seconds if due else None, 500 if due else None)
+        ratio(table, what, found, compared["done"])
     for what, where in (("results", done / "results"), ("`.snakemake`", done / ".snakemake")):
         files = sum(path.is_file() for path in where.rglob("*")) / len(names)
         table.row(f"files per batch in {what}", f"{files:.2f}", "8", round(files) <= 8)

@@ -1,33 +1,30 @@
-"""The part `tables` of scale.py: synthetic ledgers and scores, and each stage over them in a process of its own.
-
-Ranking is a map over batches: the workflow starts a process per batch, here a process per core ranks them all.
-"""
+"""The part `tables` of scale.py: synthetic ledgers and scores, and each stage over them in a process of its own."""
 
 from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from cost import Table, cost
 
-from speechmill.files import read_json, write_json
 from speechmill.metrics import ENHANCE_METRICS, GROUP_METRICS, SETS, all_metrics
 from speechmill.ranking.profile import FrozenProfile, freeze, load_profile
 from speechmill.report.summary import ROW_GROUP
-from speechmill.shards import ENHANCED, LEDGER, MANIFEST, table_writer, write_table
-
-if TYPE_CHECKING:
-    from scale import Table
+from speechmill.storage.files import read_json, write_json
+from speechmill.tables.parquet_io import table_writer, write_table
+from speechmill.tables.schemas import ENHANCED, LEDGER
 
 BATCH = 10_000
 REPEATS = 0.01  # of the clips repeat one of the batch before
 STATES = {"passed": 0.93, "rejected": 0.05, "errored": 0.02}
+SPLITS = {"train": 0.98, "dev": 0.01, "test": 0.01}
 EXAMPLES = 4
 RANK = {"profile": "asr", "threshold": None, "weights": {}}
 CONFIG = {
@@ -41,7 +38,7 @@ MEASURED = [*ENHANCE_METRICS, *(m.name for group in SETS["light"] for m in GROUP
 
 
 def make_batch(folder: Path, number: int) -> None:
-    """Manifest, ledger and scores of one batch; its values are spread about the middle of what the profile tells apart."""
+    """Ledger and scores of one batch. Metric values are spread about the middle of the profile's bounds."""
     random = np.random.default_rng(number)
     ids = digits(random.bytes(12 * BATCH), 24)
     hashes = hashes_of(number)
@@ -52,16 +49,12 @@ def make_batch(folder: Path, number: int) -> None:
     passed = states == "passed"
     seconds = random.uniform(1, 15, BATCH)
     names = [f"th/{number:05d}/clip_{row}.wav" for row in range(BATCH)]
-    who = {"id": ids, "source": ["synthetic"] * BATCH, "source_id": names, "source_file": names}
-    manifest = {
-        **who,
-        "text": [f"คำพูดของผู้พูด {row * 7919 % 100_003}" for row in range(BATCH)],
-        "language": ["th"] * BATCH,
-        "speaker_id": [f"s{v}" for v in random.integers(0, 999, BATCH)],
-        "license": ["CC0-1.0"] * BATCH,
-    }
     ledger = {
-        **who,
+        "id": ids,
+        "source": ["synthetic"] * BATCH,
+        "source_id": names,
+        "source_split": random.choice(list(SPLITS), BATCH, p=list(SPLITS.values())),
+        "source_file": names,
         "state": states,
         "criterion": np.where(states == "rejected", "speech_s", None),
         "value": np.where(states == "rejected", 0.1, None),
@@ -71,6 +64,11 @@ def make_batch(folder: Path, number: int) -> None:
         "input_duration": seconds,
         "input_sha256": hashes,
         "pcm_sha256": np.where(passed, hashes, None),
+        "utterance": utterances(random, number),
+        "text": [f"คำพูดของผู้พูด {row * 7919 % 100_003}" for row in range(BATCH)],
+        "language": ["th"] * BATCH,
+        "speaker_id": [f"s{v}" for v in random.integers(0, 999, BATCH)],
+        "license": ["CC0-1.0"] * BATCH,
     }
     rows = int(passed.sum())
     snr = random.normal(18, 9, rows)
@@ -87,10 +85,28 @@ def make_batch(folder: Path, number: int) -> None:
         low, high = bounds.get(name, (0.0, 1.0))
         scores[name] = random.normal((low + high) / 2, (high - low) / 5, rows)
     scores |= {"input_snr_db": snr, "input_clip_ratio": np.where(random.random(rows) < 0.9, 0.0, random.random(rows))}
-    name = f"b-{number:06d}.parquet"
-    write_table(fill(manifest, MANIFEST), folder / "manifest" / name)
-    write_table(fill(ledger, LEDGER), folder / "ledger" / name)
-    write_table(pa.table(scores), folder / "scores" / name)
+    write_table(fill(ledger, LEDGER), folder / "ledger" / f"b-{number:06d}.enhance.parquet")
+    write_table(pa.table(scores), folder / "scores" / f"b-{number:06d}.parquet")
+
+
+def utterances(random: np.random.Generator, number: int) -> np.ndarray:
+    """Keys of utterances. One in a hundred is one of 100,000 that all batches share."""
+    keys = digits(np.random.default_rng([number, 2]).bytes(12 * BATCH), 24).to_numpy(zero_copy_only=False)
+    common = random.random(BATCH) < REPEATS
+    keys[common] = [f"{key * 7919:024x}" for key in random.integers(0, 100_000, int(common.sum()))]
+    return keys
+
+
+def make_held_out_list(folder: Path, batches: int) -> None:
+    """Another run, `folder/listed`: one clip in a hundred of this one is in its test split."""
+    clips = {"id": [], "state": [], "source_split": [], "pcm_sha256": [], "utterance": []}
+    for number in range(batches):
+        keys = digits(np.random.default_rng([number, 2]).bytes(12 * BATCH), 24)
+        clips["pcm_sha256"] += hashes_of(number)[: BATCH // 200].tolist()
+        clips["utterance"] += keys[-BATCH // 200 :].to_pylist()
+    rows = len(clips["utterance"])
+    clips |= {"id": [f"{row:024x}" for row in range(rows)], "state": ["passed"] * rows, "source_split": ["test"] * rows}
+    write_table(pa.table(clips), folder / "listed" / "ledger" / "b-000000.enhance.parquet")
 
 
 def hashes_of(batch: int) -> np.ndarray:
@@ -122,28 +138,28 @@ def profile() -> FrozenProfile:
 
 
 def duplicates(folder: Path) -> None:
-    from speechmill.duplicates import find_duplicates
+    from speechmill.dedup.exact import find_duplicates
 
     find_duplicates(files(folder, "ledger"), folder / "duplicates.parquet")
 
 
+def held_out(folder: Path) -> None:
+    from speechmill.dedup.held_out import find_held_out
+
+    lists = [{"path": str(folder / "listed"), "splits": ["test"]}]
+    print(find_held_out(files(folder, "ledger"), lists, folder / "held_out.parquet"))
+
+
 def rank(folder: Path) -> None:
-    with multiprocessing.get_context("fork").Pool() as pool:
-        pool.starmap(rank_one, [(folder, path.stem) for path in files(folder, "ledger")], chunksize=4)
+    from speechmill.ranking.rank_run import Lists, RunRanking
+    from speechmill.tables.rows_by_id import RowsById
 
-
-def rank_one(folder: Path, batch: str) -> None:
-    from speechmill.duplicates import rows_among
-    from speechmill.ledger import check_batch
-    from speechmill.ranking.decide import rank_batch
-
-    ledger, clips, scores = (
-        pq.ParquetFile(folder / stage / f"{batch}.parquet").read() for stage in ("ledger", "manifest", "scores")
-    )
-    repeats = rows_among(clips["id"], folder / "duplicates.parquet")
-    ranking = rank_batch(ledger, clips, scores, repeats, profile(), batch)
-    check_batch(clips["id"], ledger, ranking, batch)
-    write_table(ranking, folder / "ranking" / f"{batch}.parquet")
+    near = pa.table({"id": pa.array([], pa.string()), "near_duplicate_of": pa.array([], pa.string())})
+    tables = [*(pq.read_table(folder / f"{name}.parquet") for name in ("duplicates", "held_out")), near]
+    batches = [path.name.removesuffix(".enhance.parquet") for path in files(folder, "ledger")]
+    nothing = {"clips": [], "speakers": []}
+    job = RunRanking(folder, profile(), Lists(*map(RowsById, tables)), nothing, lambda batch: (BATCH, None))
+    print(job.rank_all(batches, os.cpu_count() or 1))
 
 
 def advice(folder: Path) -> None:
@@ -170,8 +186,8 @@ def report(folder: Path) -> None:
 
 
 def rerank(folder: Path) -> None:
-    from speechmill.rerank import preview
-    from speechmill.rerank_text import preview_text
+    from speechmill.analysis.rerank import preview
+    from speechmill.analysis.rerank_text import preview_text
 
     write_json(folder / "preflight.json", {"metrics": MEASURED})
     write_json(folder / "ranking" / "profile.json", profile().to_json())
@@ -201,8 +217,8 @@ def make_other_run(folder: Path) -> None:
 
 
 def compare(folder: Path) -> None:
-    from speechmill.compare import compare
-    from speechmill.comparison_text import comparison_text
+    from speechmill.analysis.compare import compare
+    from speechmill.analysis.compare_text import comparison_text
 
     print(comparison_text(compare(folder, folder / "other")))
 
@@ -229,20 +245,21 @@ def make_examples(folder: Path) -> None:
 
 
 STEPS = {
-    step.__name__: step for step in (duplicates, rank, advice, report, rerank, make_examples, make_other_run, compare)
+    step.__name__: step
+    for step in (duplicates, held_out, rank, advice, report, rerank, make_examples, make_other_run, compare)
 }
 
 
 def tables(folder: Path, clips: int, table: Table) -> None:
-    from scale import cost
-
-    for name in ("manifest", "ledger", "scores", "ranking", "enhanced"):
+    for name in ("ledger", "scores", "ranking", "enhanced"):
         (folder / name).mkdir()
+    batches = max(1, clips // BATCH)
     with multiprocessing.get_context("spawn").Pool() as pool:
-        pool.starmap(make_batch, [(folder, number) for number in range(max(1, clips // BATCH))], chunksize=4)
+        pool.starmap(make_batch, [(folder, number) for number in range(batches)], chunksize=4)
+    make_held_out_list(folder, batches)
     due = clips <= 10_000_000  # the targets for seconds are for so many
     together = 0.0
-    for step in ("duplicates", "rank", "advice", "make_examples", "report"):
+    for step in ("duplicates", "held_out", "rank", "advice", "make_examples", "report"):
         found = cost([sys.executable, __file__, step, str(folder)], folder)
         if step != "make_examples":
             together += found.seconds

@@ -15,7 +15,7 @@ rule enhance:
         "../envs/speechmill.yaml"
     threads: 2
     resources:
-        **worker(),
+        **backend.worker_resources(),
     params:
         version=versions.ENHANCE,
         settings=result_settings(config["enhance"]),

@@ -1,9 +1,9 @@
-# From a source to batches: what must be there, what the source holds, which clips make which batch.
+# From a source to batches: check the requirements, list the source, cut it into batches, download its files.
 
 
 rule preflight:
     input:
-        slurm_names,
+        name_jobs,
     output:
         report=run_file("preflight.json"),
     log:
@@ -11,9 +11,7 @@ rule preflight:
     conda:
         "../envs/speechmill.yaml"
     params:
-        # How jobs are run has no part in what is checked here, and must not have it checked anew.
-        config={key: value for key, value in config.items() if key not in HOW_JOBS_RUN},
-        config_dir=CONFIG_DIR.as_posix(),
+        settings=sections("source", "publish", "keep_enhanced", "enhance", "score", "held_out", "compare_with"),
         version=versions.SCORE,
     script:
         "../scripts/preflight.py"
@@ -21,7 +19,7 @@ rule preflight:
 
 rule source:
     input:
-        # Only for the order: the source does not depend on what was checked.
+        # Only for the order: the source does not depend on the report.
         preflight=ancient(run_file("preflight.json")),
     output:
         source=run_file("source.json"),
@@ -30,7 +28,7 @@ rule source:
     conda:
         "../envs/speechmill.yaml"
     resources:
-        **job(),
+        **backend.resources(),
     params:
         source=config["source"],
         fingerprint=source_state,
@@ -38,8 +36,9 @@ rule source:
         "../scripts/source.py"
 
 
-# A file of a repository, as soon as there is room for it (download.max_gb), deleted after its last batch. Here, where the
-# network is. It takes no core while it waits. What a second attempt could mend, it waits for itself: no retries.
+# Downloads a file of a repository when the quota (download.max_gb) allows; it is deleted after its last batch. Runs
+# locally, because nodes may have no network, and needs no core while it waits. No retries: the job itself waits for
+# everything that another attempt could fix.
 rule fetch:
     input:
         source=ancient(run_file("source.json")),
@@ -58,8 +57,8 @@ rule fetch:
         "../scripts/fetch.py"
 
 
-# The one checkpoint. {batch}.json and {batch}.parquet beside batches.tsv are no declared outputs: Snakemake
-# would delete them all before a new listing, and with them the batches that did not change.
+# The only checkpoint of every run. {batch}.json and {batch}.parquet are not declared as outputs: Snakemake would delete
+# them before a new listing, including those of unchanged batches.
 checkpoint manifest:
     input:
         source=run_file("source.json"),
@@ -70,7 +69,7 @@ checkpoint manifest:
     conda:
         "../envs/speechmill.yaml"
     resources:
-        **job(),
+        **backend.resources(),
     params:
         source=config["source"],
         batch_size=config["batch_size"],

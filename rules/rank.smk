@@ -1,93 +1,50 @@
-# From scores to decisions. Needs no audio and no GPU: a new profile or threshold repeats only this and what follows.
+# From scores to decisions. Needs no audio and no GPU: a new profile or threshold repeats only `rank` and what follows.
 
 
-rule duplicates:
+rule dedup:
     input:
         ledgers=batch_files("ledger/{batch}.enhance.parquet"),
     output:
         duplicates=run_file("ledger/duplicates.parquet"),
         held_out=run_file("ledger/held_out.parquet"),
-    log:
-        log_file("duplicates"),
-    conda:
-        "../envs/speechmill.yaml"
-    params:
-        version=versions.RANK,
-        held_out=config["held_out"],
-        others=state_of_others(entry["path"] for entry in config["held_out"]),
-    script:
-        "../scripts/duplicates.py"
-
-
-rule near_duplicates:
-    input:
-        ledgers=batch_files("ledger/{batch}.enhance.parquet"),
-    output:
         near_duplicates=run_file("ledger/near_duplicates.parquet"),
     log:
-        log_file("near_duplicates"),
+        log_file("dedup"),
     conda:
         "../envs/speechmill.yaml"
     params:
-        version=versions.RANK,
+        version=versions.DEDUP,
+        held_out=config["held_out"],
         compare_with=config["compare_with"],
-        others=state_of_others(config["compare_with"]),
+        others=state_of_others([*(entry["path"] for entry in config["held_out"]), *config["compare_with"]]),
     script:
-        "../scripts/near_duplicates.py"
+        "../scripts/dedup.py"
 
 
-rule profile:
+# The ranking tables of the batches are not declared outputs: Snakemake would delete them before the job, and published
+# shards keep their names only as long as these files do not change. ranked.tsv is written after them.
+rule rank:
     input:
+        ledgers=batch_files("ledger/{batch}.enhance.parquet"),
+        scores=batch_files("scores/{batch}.parquet"),
+        duplicates=run_file("ledger/duplicates.parquet"),
+        held_out=run_file("ledger/held_out.parquet"),
+        near_duplicates=run_file("ledger/near_duplicates.parquet"),
         preflight=run_file("preflight.json"),
-        profile=local(ranking_profile()),
-        schema=local((CONFIG_DIR / "ranking" / "schema.yaml").as_posix()),
+        removed=removal_list(),
+        damaged=rank_again_if_damaged,
     output:
         profile=run_file("ranking/profile.json"),
+        ranked=run_file("ranking/ranked.tsv"),
     log:
-        log_file("profile"),
+        log_file("rank"),
     conda:
         "../envs/speechmill.yaml"
+    threads: 4
     params:
-        version=versions.RANK,
+        version=(versions.RANK, versions.RANKING_TABLE),
+        profile=ranking_profile,
         threshold=config["rank"]["threshold"],
         weights=config["rank"]["weights"],
     script:
-        "../scripts/profile.py"
-
-
-rule rank:
-    input:
-        batch=run_file("manifest/{batch}.json"),
-        ledger=run_file("ledger/{batch}.enhance.parquet"),
-        scores=run_file("scores/{batch}.parquet"),
-        duplicates=run_file("ledger/duplicates.parquet"),
-        held_out=run_file("ledger/held_out.parquet"),
-        near_duplicates=run_file("ledger/near_duplicates.parquet"),
-        profile=run_file("ranking/profile.json"),
-        removed=removal_list(),
-    output:
-        ranking=run_file("ranking/{batch}.parquet"),
-    log:
-        log_file("rank/{batch}"),
-    conda:
-        "../envs/speechmill.yaml"
-    params:
-        version=versions.RANK,
-    script:
         "../scripts/rank.py"
-
-
-rule advice:
-    input:
-        rankings=batch_files("ranking/{batch}.parquet"),
-        profile=run_file("ranking/profile.json"),
-    output:
-        advice=run_file("ranking/advice.json"),
-    log:
-        log_file("advice"),
-    conda:
-        "../envs/speechmill.yaml"
-    params:
-        version=versions.ADVICE,
-    script:
-        "../scripts/advice.py"

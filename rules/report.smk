@@ -4,10 +4,9 @@
 rule report:
     input:
         batches=run_file("manifest/batches.tsv"),
-        rankings=batch_files("ranking/{batch}.parquet"),
+        ranked=run_file("ranking/ranked.tsv"),
         enhanced=shards_to_read(),
         profile=run_file("ranking/profile.json"),
-        advice=run_file("ranking/advice.json"),
         source=run_file("source.json"),
         preflight=run_file("preflight.json"),
     output:
@@ -24,6 +23,7 @@ rule report:
             labels={"dataset": config["dataset"], "what": "summary"},
         ),
         ranking=run_file("report/ranking.parquet"),
+        advice=run_file("ranking/advice.json"),
         plots=report(
             directory(run_file("report/plots")),
             patterns=["{chart}.svg"],
@@ -37,7 +37,7 @@ rule report:
     conda:
         "../envs/speechmill.yaml"
     resources:
-        **job(),
+        **backend.resources(),
     params:
         version=versions.REPORT,
         settings=config["report"],

@@ -13,7 +13,7 @@ rule score:
         "../envs/speechmill.yaml"
     threads: 2
     resources:
-        **worker(),
+        **backend.worker_resources(),
     params:
         version=versions.SCORE,
         settings=result_settings(config["score"]),

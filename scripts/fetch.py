@@ -1,17 +1,19 @@
 from pathlib import Path
 
-from speechmill.job import logged
+from speechmill.config import job_settings
+from speechmill.runlog.job_context import logged
 
-with logged(snakemake) as tell:
-    from speechmill.fetch import fetch_file
+with logged(snakemake) as report:
     from speechmill.sources import open_source
+    from speechmill.sources.fetch import fetch_file
 
-    tell(
+    config = job_settings(snakemake, source=snakemake.config["source"])  # the file is named after its content
+    report(
         **fetch_file(
-            open_source(snakemake.config),
+            open_source(config),
             Path(snakemake.input.source),
             snakemake.wildcards.file,
             Path(snakemake.output[0]),
-            snakemake.config["download"]["max_gb"],
+            config["download"]["max_gb"],
         )
     )

@@ -1,12 +1,11 @@
 from pathlib import Path
 
-from speechmill.files import write_json
-from speechmill.job import logged
+from speechmill.config import job_settings
+from speechmill.runlog.job_context import logged
+from speechmill.storage.files import write_json
 
 with logged(snakemake):
     from speechmill.preflight import preflight
 
-    output = Path(snakemake.output.report)
-    here = Path(snakemake.config["outdir"], snakemake.config["dataset"])
-    report = preflight(snakemake.config, Path(snakemake.params.config_dir), here)
-    write_json(output, report)
+    config = job_settings(snakemake, **snakemake.params.settings)
+    write_json(snakemake.output.report, preflight(config, Path(config["outdir"], config["dataset"])))

@@ -1,37 +1,22 @@
 from pathlib import Path
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from speechmill.config import job_settings
+from speechmill.runlog.job_context import logged
+from speechmill.storage.files import read_json, write_json
 
-from speechmill.files import read_json
-from speechmill.job import logged
+with logged(snakemake) as report:
+    from speechmill.ranking.profile import freeze
+    from speechmill.ranking.rank_run import Lists, RunRanking
+    from speechmill.ranking.removals import read_removals
+    from speechmill.sources.manifest import clips_reader
 
-with logged(snakemake) as tell:
-    from speechmill.duplicates import rows_among
-    from speechmill.ledger import check_batch, check_count, tally
-    from speechmill.manifest import read_batch
-    from speechmill.ranking.decide import rank_batch
-    from speechmill.ranking.profile import FrozenProfile
-    from speechmill.removal import read_removals
-    from speechmill.shards import write_table
-
-    batch = snakemake.wildcards.batch
-    description, clips = read_batch(Path(snakemake.input.batch))
-    ledger = pq.ParquetFile(snakemake.input.ledger).read()
-    ids = ledger["id"]
-    ranking = rank_batch(
-        ledger,
-        ledger,
-        pq.ParquetFile(snakemake.input.scores).read(),
-        rows_among(ids, snakemake.input.duplicates),
-        FrozenProfile.from_json(read_json(snakemake.input.profile)),
-        batch,
-        rows_among(ids, snakemake.input.held_out),
-        rows_among(ids, snakemake.input.near_duplicates),
-        read_removals(Path(snakemake.config["outdir"], snakemake.config["dataset"])),
-    )
-    check_count(description["clips"], ids, batch)
-    check_batch(ids if clips is None else clips["id"], ledger, ranking, batch)
-    write_table(ranking, snakemake.output.ranking)
-    accepted = pc.equal(ranking["state"], "accepted")  # of these, what is published counts
-    tell(**tally(ranking["state"], pc.if_else(accepted, ranking["duration"], ranking["input_duration"])))
+    inputs, params, config = snakemake.input, snakemake.params, job_settings(snakemake)
+    measured = read_json(inputs.preflight)["metrics"]
+    profile = freeze(params.profile, measured, params.threshold, params.weights)
+    write_json(snakemake.output.profile, profile.to_json())
+    run_dir = Path(snakemake.output.ranked).parents[1]
+    lists = Lists.read(inputs.duplicates, inputs.held_out, inputs.near_duplicates)
+    removed = read_removals(Path(config["outdir"], config["dataset"]))
+    batches = [Path(path).name.removesuffix(".enhance.parquet") for path in inputs.ledgers]
+    ranking = RunRanking(run_dir, profile, lists, removed, clips_reader(run_dir / "manifest"))
+    report(**ranking.rank_all(batches, snakemake.threads))

@@ -3,19 +3,21 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from speechmill.devices import describe, device_of
-from speechmill.job import logged
+from speechmill.config import job_settings
+from speechmill.engine.devices import describe, device_of
+from speechmill.runlog.job_context import logged
 
-with logged(snakemake) as tell:
-    from speechmill.ledger import tally
-    from speechmill.metrics.job import score_batch
-    from speechmill.preflight import read_preflight
+with logged(snakemake) as report:
+    from speechmill.metrics.found import read_preflight
+    from speechmill.metrics.score_batch import score_batch
+    from speechmill.ranking.states import tally
 
-    device = device_of(snakemake.resources.get("gpu", 0), snakemake.config["device"])
-    tell(device=describe(device))
+    config = job_settings(snakemake, score=snakemake.params.settings)
+    device = device_of(snakemake.resources.get("gpu", 0), config["device"])
+    report(device=describe(device))
     score_batch(
         Path(snakemake.input.enhanced),
-        snakemake.config,
+        config,
         read_preflight(Path(snakemake.input.preflight)),
         device,
         snakemake.threads,
@@ -23,4 +25,4 @@ with logged(snakemake) as tell:
         snakemake.resources.engine_attempt,
     )
     clips = pq.read_table(snakemake.output.scores, columns=["error_class", "duration"])
-    tell(**tally(pc.if_else(pc.is_valid(clips["error_class"]), "errored", "scored"), clips["duration"]))
+    report(**tally(pc.if_else(pc.is_valid(clips["error_class"]), "errored", "scored"), clips["duration"]))

@@ -38,15 +38,16 @@ class LogHandler(LogHandlerBase):
         if not self.address:
             return
         try:
-            from speechmill import events
+            from speechmill.runlog.snakemake_events import event_name
+            from speechmill.runs.session import current_start
 
-            kind = events.event_name(record)
+            kind = event_name(record)
             if self.hook:
                 self.hook.tell(record)
             elif kind == "run_info":
                 self.planned = record
-            elif kind == "job_info" and events.current:  # a run without any job is not shown
-                self._begin(events.current, [self.planned, record] if self.planned else [record])
+            elif kind == "job_info" and (start := current_start()):  # a run without any job is not shown
+                self._begin(start, [self.planned, record] if self.planned else [record])
         except Exception:
             self.handleError(record)
 

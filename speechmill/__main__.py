@@ -2,6 +2,6 @@
 
 import sys
 
-from speechmill.cli import main
+from speechmill.cli.main import main
 
 sys.exit(main())

@@ -1,11 +1,11 @@
-"""A client of speechmill's REST API: one file that needs nothing but Python, to be copied where it is used.
+"""A client of speechmill's REST API: a single file that needs only Python, to be copied into other projects.
 
     with Client("http://127.0.0.1:8571", token) as client:
         run = client.trigger("thai", {"rank": {"threshold": 0.6}})
         print(client.wait(run.run_id).published)
 
-What can be asked again without harm is asked again while the server is away, slow or busy; everything else raises
-`ApiError`, whose message says what to do.
+Calls that can be repeated without harm are retried while the server is unreachable, slow or busy. All other failures
+raise `ApiError`, whose message says what to do.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
-OVER = ("succeeded", "failed", "cancelled")
-TIMEOUT = 60.0  # seconds of silence after which a call counts as failed; the stream of events is never silent as long
-PATIENCE = 120.0  # seconds in which a call is tried again
+FINISHED_STATES = ("succeeded", "failed", "cancelled")
+TIMEOUT = 60.0  # seconds without data after which a call fails; the stream of events is never silent for that long
+PATIENCE = 120.0  # seconds during which a call is retried
 LONGEST_PAUSE = 30.0
-MOST_BYTES = 256_000_000  # of an answer
-REFUSED = (429, 503)  # by a server that did nothing of what it was asked
-AWAY = (502, 504)  # what a proxy says when it does not know
+MOST_BYTES = 256_000_000  # of a response
+REFUSED = (429, 503)  # the server did not process the request
+AWAY = (502, 504)  # a proxy does not know whether the server processed the request
 Json = dict[str, Any]
 T = TypeVar("T")
 
 
 class ApiError(Exception):
-    """The server refused, failed, or said what no speechmill server says. The message is for a person.
+    """The server refused or failed, or is not a speechmill server. The message is for the user.
 
-    `status` is that of HTTP (None: there was no answer) and `problem` the RFC 9457 problem details.
+    `status` is the HTTP status (None: no response), `problem` has the RFC 9457 problem details.
     """
 
     def __init__(self, message: str, status: int | None = None, problem: Mapping[str, Any] | None = None):
@@ -52,17 +52,17 @@ class ApiError(Exception):
 
     @property
     def active_run_id(self) -> str | None:
-        """The run that works on the corpus, where that is why a run was refused (409)."""
+        """The active run of the corpus, if that is why a run was refused (409)."""
         return self.problem.get("active_run_id")
 
 
 class NoAnswer(ApiError):
-    """The server was not reached, or went silent, for as long as the client is patient."""
+    """The server was unreachable or silent for the whole retry time."""
 
 
 @dataclass(frozen=True)
 class Triggered:
-    """A run that was begun."""
+    """A run that was started."""
 
     status: str
     run_id: str
@@ -85,7 +85,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run is. Times are ISO 8601 in UTC, `hours` those of audio; `raw` is the whole answer."""
+    """Progress of a run. Times are ISO 8601 in UTC, `hours` are hours of audio, `raw` is the whole response."""
 
     run_id: str
     dataset: str
@@ -110,7 +110,7 @@ class Status:
 
     @property
     def is_over(self) -> bool:
-        return self.state in OVER
+        return self.state in FINISHED_STATES
 
     @property
     def succeeded(self) -> bool:
@@ -119,7 +119,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Task:
-    """A piece of work: its last attempt, and how many came before; `raw` has all that is known of it."""
+    """A task: its last attempt and the number of earlier ones; `raw` has all fields."""
 
     task: str
     batch: str | None
@@ -136,7 +136,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What the tasks of a run took, and clips and hours of audio by stage and state."""
+    """Durations of the tasks of a run, and clips and hours of audio by stage and state."""
 
     run_id: str
     dataset: str
@@ -149,7 +149,7 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened: `kind` is state, progress or job."""
+    """An event of a run: `kind` is state, progress or job."""
 
     id: str
     kind: str
@@ -157,30 +157,30 @@ class Event:
 
 
 class Client:
-    """Talks to one server; usable by several threads, and as a context manager.
+    """A client of one server. Thread-safe; also a context manager.
 
     Args:
-        url: of the server, such as http://127.0.0.1:8571. Certificates are checked by what the system trusts, or
-            SSL_CERT_FILE names.
+        url: address of the server, such as http://127.0.0.1:8571. Certificates are checked against the system's, or
+            those in SSL_CERT_FILE.
         token: a bearer token.
-        timeout: seconds without a byte after which an answer is given up.
-        patience: seconds in which a call is tried again.
+        timeout: seconds without data after which a call fails.
+        patience: seconds during which a call is retried.
     """
 
     def __init__(self, url: str, token: str, timeout: float = TIMEOUT, patience: float = PATIENCE):
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ApiError("the server's address looks like https://login1:8571 or http://127.0.0.1:8571")
+            raise ApiError("the server's address must be like https://login1:8571 or http://127.0.0.1:8571")
         if parts.username or parts.password:
-            raise ApiError("the server's address must not hold a password; the token goes into a file of its own")
+            raise ApiError("the server's address must not contain a password; write the token to a file of its own")
         if not token or not token.isascii() or not token.isprintable() or " " in token:
-            raise ApiError("the token is empty, or has characters that no token has")
+            raise ApiError("the token is empty, or has invalid characters")
         self.url = url.rstrip("/")
         self.timeout, self.patience = timeout, patience
         self._token = token
         handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
         if parts.hostname in ("localhost", "127.0.0.1", "::1"):
-            handlers.append(urllib.request.ProxyHandler({}))  # a proxy's own loopback is another
+            handlers.append(urllib.request.ProxyHandler({}))  # a proxy would connect to its own loopback
         if parts.scheme == "https":
             handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context()))
         self._opener = urllib.request.build_opener(*handlers)
@@ -193,7 +193,7 @@ class Client:
         if not url:
             raise ApiError("no server: set SPEECHMILL_API to its address, such as http://127.0.0.1:8571")
         if not file:
-            raise ApiError("no token: write it into a file that only you can read; set SPEECHMILL_API_TOKEN_FILE to it")
+            raise ApiError("no token: write it to a file that only you can read; set SPEECHMILL_API_TOKEN_FILE to it")
         return cls(url, read_token(Path(file)))
 
     def __enter__(self) -> Self:
@@ -203,21 +203,22 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Nothing stays open between calls."""
+        """Close the client. No connection stays open between calls."""
         self._opener.close()
 
     # Runs
 
     def trigger(self, dataset: str, config: Mapping[str, Any] | None = None, key: str | None = None) -> Triggered:
-        """Begin a run of a corpus.
+        """Start a run of a corpus.
 
         Args:
             dataset: name of the corpus.
-            config: settings that differ from the corpus's own; the server allows some.
-            key: the same key begins one run only, however often it is sent (default: one for this call).
+            config: settings that override those of the corpus; the server allows some.
+            key: idempotency key; a key starts at most one run (default: a new key for this call).
 
         Raises:
-            ApiError: 409, `active_run_id` works on the corpus; 422, a setting is not allowed or the key had other ones.
+            ApiError: 409, `active_run_id` works on the corpus; 422, a setting is not allowed, or the key was used with
+                other settings.
         """
         body: Json = {"dataset_name": dataset} | ({"config": dict(config)} if config else {})
         return self._begin("/pipeline/trigger", body, key)
@@ -230,14 +231,16 @@ class Client:
         key: str | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> Triggered:
-        """Begin a run on the corpus of `run_id` with another profile, threshold or weights of the profile's groups: what is
-        enhanced and scored stays."""
+        """Start a run on the corpus of `run_id` with another profile, threshold or weights of the profile's groups.
+
+        Nothing is enhanced or scored again.
+        """
         given = {"profile": profile, "threshold": threshold, "weights": weights and dict(weights)}
         body: Json = {name: value for name, value in given.items() if value is not None}
         return self._begin(f"{_run(run_id)}/rerank", body, key)
 
     def status(self, run_id: str) -> Status:
-        """How far a run is."""
+        """Progress of a run."""
         return _read(Status, self._get(f"/pipeline/status/{_id(run_id)}"))
 
     def metrics(self, run_id: str) -> Metrics:
@@ -246,7 +249,7 @@ class Client:
         return _read(Metrics, answer, tasks=[_read(Task, task) for task in _list(answer, "tasks")])
 
     def runs(self, state: str | None = None, dataset: str | None = None, limit: int = 100) -> Iterator[Summary]:
-        """All runs, the newest first, asked for `limit` at a time."""
+        """All runs, the newest first, `limit` per request."""
         return self._pages("/pipeline/runs", "runs", Summary, state=state, dataset=dataset, limit=limit)
 
     def tasks(
@@ -256,16 +259,16 @@ class Client:
         return self._pages(f"{_run(run_id)}/tasks", "tasks", Task, status=status, stage=stage, limit=limit)
 
     def logs(self, run_id: str, name: str | None = None, tail: int | None = None, problems: bool = False) -> list[Json]:
-        """Lines of the log of a batch or a stage, or without a name of the run itself."""
+        """Lines of the log of a batch or a stage, or of the run if no name is given."""
         only = "true" if problems else None
         return _list(self._get(f"{_run(run_id)}/logs", name=name, tail=tail, problems=only), "lines")
 
     def cancel(self, run_id: str, mode: str = "now") -> str:
-        """End a run `now`, or `drain` it: running jobs end, nothing new begins. Returns its state."""
+        """Stop a run `now`, or `drain` it: running jobs finish, no new ones start. Returns its state."""
         return str(self._call("POST", f"{_run(run_id)}/cancel", {"mode": mode}).get("state"))
 
     def resume(self, run_id: str) -> str:
-        """Go on with a run that failed or was cancelled. Returns its state."""
+        """Resume a run that failed or was cancelled. Returns its state."""
         return str(self._call("POST", f"{_run(run_id)}/resume", again=False).get("state"))
 
     def wait(
@@ -274,16 +277,16 @@ class Client:
         poll_seconds: float = 15.0,
         timeout: float | None = None,
         patience: float = 3600.0,
-        told: Callable[[Status], object] | None = None,
+        on_state: Callable[[Status], object] | None = None,
     ) -> Status:
-        """Wait until a run is over, whether it succeeded or not.
+        """Wait until a run has ended, successfully or not.
 
         Args:
             run_id: the run.
-            poll_seconds: between two looks.
-            timeout: seconds after which to give up waiting (`TimeoutError`; the run goes on).
-            patience: seconds for which the server may be away.
-            told: is called with the status whenever its state has changed.
+            poll_seconds: seconds between two requests.
+            timeout: seconds after which to stop waiting (`TimeoutError`; the run continues).
+            patience: seconds for which the server may be unreachable.
+            on_state: called with the status whenever its state has changed.
         """
         end = None if timeout is None else time.monotonic() + timeout
         heard, state = time.monotonic(), None
@@ -295,23 +298,23 @@ class Client:
                     raise
             else:
                 heard = time.monotonic()
-                if told and status.state != state:
-                    told(status)
+                if on_state and status.state != state:
+                    on_state(status)
                 state = status.state
                 if status.is_over:
                     return status
             left = poll_seconds if end is None else min(poll_seconds, end - time.monotonic())
             if left <= 0:
-                raise TimeoutError(f"run {run_id} is not over after {timeout:.0f} s: {state}; it goes on")
+                raise TimeoutError(f"run {run_id} has not ended after {timeout:.0f} s: {state}; it continues")
             time.sleep(left)
 
     def events(self, run_id: str, last_id: str | None = None, patience: float = 3600.0) -> Iterator[Event]:
-        """What happens in a run, as it happens, until it is over; a cut connection is taken up where it broke.
+        """Events of a run as they happen, until it ends. Resumes after a broken connection without a gap.
 
         Args:
             run_id: the run.
-            last_id: the id of the last event that is known already.
-            patience: seconds for which the server may be away.
+            last_id: id of the last event that was already received.
+            patience: seconds for which the server may be unreachable.
         """
         pause, heard = 1.0, time.monotonic()
         while True:
@@ -320,12 +323,12 @@ class Client:
                 stream = _Stream(self._open("GET", f"{_run(run_id)}/events", last_id=last_id))
                 opened = True
                 with stream.answer:
-                    if stream.answer.status == 204:  # nothing will come any more
+                    if stream.answer.status == 204:  # there are no more events
                         return
                     for event in stream:
                         last_id, count = event.id or last_id, count + 1
-                        if event.kind == "state":  # the last one: a run that was resumed has ended before
-                            is_over = event.data.get("state") in OVER
+                        if event.kind == "state":  # only the last one counts: a resumed run has ended before
+                            is_over = event.data.get("state") in FINISHED_STATES
                         yield event
                 pause = stream.pause
             except ApiError as error:
@@ -334,47 +337,47 @@ class Client:
                     raise
                 pause = error.problem.get("retry_after") or pause
             except (OSError, http.client.HTTPException):
-                pass  # cut, or silent for too long
+                pass  # the connection broke or timed out
             if opened:
                 heard = time.monotonic()
             if not count:
                 with suppress(NoAnswer):
                     if self.status(run_id).is_over:
                         return
-            if not is_over:  # else the server has no more, and says so
+            if not is_over:  # otherwise the next request returns 204
                 time.sleep(pause)
 
     # Before a run, and beside runs
 
     def validate(self, dataset: str, config: Mapping[str, Any] | None = None) -> Json:
-        """A dry run: whether it is `valid`, what is wrong (`problems`), and how many `jobs` of each rule would run."""
+        """A dry run: whether it is `valid`, the `problems`, and how many `jobs` of each rule would run."""
         return self._call("POST", "/pipeline/validate", body={"dataset_name": dataset, "config": dict(config or {})})
 
     def plan(self, dataset: str, config: Mapping[str, Any] | None = None) -> Json:
-        """What a run would take, each number with what it rests on."""
+        """Estimate a run: each figure with its basis."""
         return self._call("POST", "/pipeline/plan", body={"dataset_name": dataset, "config": dict(config or {})})
 
     def corpora(self) -> list[Json]:
-        """The corpora that the server knows, each with the run that works on it."""
+        """The corpora of the server, each with its active run."""
         answer: Any = self._get("/pipeline/corpora")
         return answer if isinstance(answer, list) else _list(answer, "corpora")
 
     def schedules(self) -> list[Json]:
-        """What is begun by the clock."""
+        """All schedules."""
         answer: Any = self._get("/pipeline/schedules")
         return answer if isinstance(answer, list) else _list(answer, "schedules")
 
     def add_schedule(self, dataset: str, cron: str, config: Mapping[str, Any] | None = None) -> Json:
-        """Begin runs of a corpus by the clock: five fields of cron, or @daily."""
+        """Schedule runs of a corpus: `cron` has five fields, or is a name such as @daily."""
         body = {"dataset_name": dataset, "cron": cron, "config": dict(config or {})}
         return self._call("POST", "/pipeline/schedules", body=body, again=False)
 
     def remove_schedule(self, schedule_id: str) -> None:
-        """End a schedule; runs that it began go on."""
+        """Remove a schedule. Runs that it started continue."""
         self._call("DELETE", f"/pipeline/schedules/{_id(schedule_id)}")
 
     def ready(self) -> Json:
-        """Whether the server can begin runs, and what is wrong where it cannot."""
+        """Whether the server can start runs, and if not, why."""
         try:
             return self._get("/readyz", patience=0)
         except ApiError as error:
@@ -411,7 +414,7 @@ class Client:
         again: bool = True,
         patience: float | None = None,
     ) -> Json:
-        """The answer to a call. `again`: twice does no more than once, so it is repeated when nobody knows if it arrived."""
+        """The response to a call. `again`: the call is idempotent, so it is retried if it is unknown whether it arrived."""
         end = time.monotonic() + (self.patience if patience is None else patience)
         pause = 0.5
         while True:
@@ -426,8 +429,8 @@ class Client:
                 if not known and not (again and (error.status in AWAY or isinstance(error, NoAnswer))):
                     raise
                 trouble, wait = error, error.problem.get("retry_after")
-            except (OSError, http.client.HTTPException) as error:  # in the middle of the answer
-                trouble, wait = NoAnswer(f"{self.url} broke off its answer: {error!r}"), None
+            except (OSError, http.client.HTTPException) as error:  # in the middle of the response
+                trouble, wait = NoAnswer(f"{self.url} sent an incomplete response: {error!r}"), None
                 if not again:
                     raise trouble from error
             wait = wait if wait is not None else pause * random.uniform(0.8, 1.2)
@@ -464,18 +467,18 @@ class Client:
         except urllib.error.URLError as error:
             cause = error.reason if isinstance(error.reason, BaseException) else error
             if isinstance(cause, ssl.SSLCertVerificationError):
-                raise ApiError(f"{self.url} has no certificate that is trusted here ({cause.verify_message})") from None
-            raise NoAnswer(f"{self.url} does not answer ({cause}); does the server run there?") from cause
+                raise ApiError(f"the certificate of {self.url} is not trusted ({cause.verify_message})") from None
+            raise NoAnswer(f"{self.url} does not answer ({cause}); is the server running?") from cause
         except (OSError, http.client.HTTPException) as error:
-            raise NoAnswer(f"{self.url} does not answer ({error!r}); does the server run there?") from error
+            raise NoAnswer(f"{self.url} does not answer ({error!r}); is the server running?") from error
 
 
 def read_token(path: Path) -> str:
-    """The token in a file that nobody else can read."""
+    """Read the token from a file that only its owner can read."""
     try:
         found = path.stat()
         if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-            raise ApiError(f"{path}: others can read this token; chmod 600 {path}, and have a new one made")
+            raise ApiError(f"{path}: others can read this token; run chmod 600 {path}, and request a new token")
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ApiError(f"{path}: the token cannot be read ({error})") from None
@@ -483,7 +486,7 @@ def read_token(path: Path) -> str:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the token elsewhere."""
+    """Refuses redirects, which would send the token to another server."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
@@ -492,7 +495,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class _Stream:
-    """Server-sent events out of an answer. One that the connection cut in two is left out: it comes again."""
+    """Server-sent events of a response. Drops an incomplete event, which the next connection sends again."""
 
     def __init__(self, answer: http.client.HTTPResponse):
         self.answer = answer
@@ -525,9 +528,7 @@ def _refusal(error: urllib.error.HTTPError, method: str, path: str) -> ApiError:
             text = problem.get("detail") or problem.get("msg") or problem.get("title") or error.reason
             return ApiError(str(text), error.code, problem | _retry_after(error.headers))
     if 300 <= error.code < 400:
-        return ApiError(
-            f"{method} {path}: the server sends elsewhere ({error.code}); name its address as it is", error.code
-        )
+        return ApiError(f"{method} {path}: the server redirects ({error.code}); use its final address", error.code)
     return ApiError(f"{method} {path}: {error.code} {error.reason}", error.code, _retry_after(error.headers))
 
 
@@ -544,14 +545,14 @@ def _decoded(data: bytes) -> Json:
     except ValueError:
         answer = None
     if not isinstance(answer, (dict, list)) or len(data) > MOST_BYTES:
-        raise ApiError("the answer is none of a speechmill server; is the address right?")
+        raise ApiError("the response is not from a speechmill server; is the address right?")
     return answer  # type: ignore[return-value]
 
 
 def _read(kind: type[T], answer: Any, **made: Any) -> T:
-    """A dataclass out of an answer, which may have more in it."""
+    """A dataclass from a response, which may have further fields."""
     if not isinstance(answer, dict):
-        raise ApiError(f"the server's answer is no {kind.__name__.lower()}; is it of another version?")
+        raise ApiError(f"the server's response is not a {kind.__name__.lower()}; is it of another version?")
     known: Json = {}
     for entry in fields(kind):  # type: ignore[arg-type]
         if entry.name in made:
@@ -561,14 +562,14 @@ def _read(kind: type[T], answer: Any, **made: Any) -> T:
         elif entry.name in answer:
             known[entry.name] = answer[entry.name]
         elif entry.default is MISSING and entry.default_factory is MISSING:
-            raise ApiError(f"the server's answer has no {entry.name!r}; is it of another version?")
+            raise ApiError(f"the server's response has no {entry.name!r}; is it of another version?")
     return kind(**known)
 
 
 def _list(answer: Any, name: str) -> list[Any]:
     found = answer.get(name) if isinstance(answer, dict) else None
     if not isinstance(found, list):
-        raise ApiError(f"the server's answer has no list of {name}; is it of another version?")
+        raise ApiError(f"the server's response has no list of {name}; is it of another version?")
     return found
 
 

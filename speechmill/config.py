@@ -1,4 +1,4 @@
-"""The configuration: merged by Snakemake, completed with defaults and checked here.
+"""Merge, complete and validate the configuration, for the Snakefile, the commands and the API alike.
 
 Order of precedence, lowest first: defaults of config/schema.yaml, config/config.yaml,
 config/datasets/NAME.yaml, `--configfile`, `--config`.
@@ -7,9 +7,7 @@ config/datasets/NAME.yaml, `--configfile`, `--config`.
 from __future__ import annotations
 
 import copy
-import difflib
-import json
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime
 from pathlib import Path
@@ -17,19 +15,11 @@ from typing import Any
 
 import yaml
 
-from speechmill import bucket
 from speechmill.errors import ConfigError
+from speechmill.storage import s3
+from speechmill.utils.schema import explain, fill_defaults, nearest
 
 SCHEMA_FILE = "schema.yaml"
-
-
-def nearest(name: object, valid: Iterable[str]) -> str:
-    """A hint that names the nearest valid name, or all of them: `did you mean "x"?`."""
-    names = sorted(valid)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    if close:
-        return f'did you mean "{close[0]}"?'
-    return f"valid: {', '.join(names)}" if names else "there is none"
 
 
 def load_schema(config_dir: Path) -> dict[str, Any]:
@@ -37,7 +27,7 @@ def load_schema(config_dir: Path) -> dict[str, Any]:
     return yaml.safe_load((config_dir / SCHEMA_FILE).read_text(encoding="utf-8"))
 
 
-def dataset_file(config: dict[str, Any], config_dir: Path) -> str:
+def dataset_file(config: Mapping[str, Any], config_dir: Path) -> Path:
     """Path of the data set's own configuration file.
 
     Raises:
@@ -50,7 +40,58 @@ def dataset_file(config: dict[str, Any], config_dir: Path) -> str:
             f"unknown data set {name!r}: {nearest(name, known)} "
             f"A data set is a file {config_dir / 'datasets'}/NAME.yaml; choose one with --config dataset=NAME."
         )
-    return str(config_dir / "datasets" / f"{name}.yaml")
+    return config_dir / "datasets" / f"{name}.yaml"
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The settings in a YAML file.
+
+    Raises:
+        ConfigError: the file is not valid YAML, or has no settings.
+    """
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file} has no settings: expected lines such as batch_size: 10000")
+    return found
+
+
+def update(config: dict[str, Any], other: Mapping[str, Any]) -> None:
+    """Override settings in place, section by section, as Snakemake does."""
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(config.get(key), dict):
+            update(config[key], value)
+        else:
+            config[key] = copy.deepcopy(value)
+
+
+def config_files(given: Mapping[str, Any], config_dir: Path) -> list[Path]:
+    """The files that the user's settings override, lowest first: config.yaml and the file of the data set.
+
+    Raises:
+        ConfigError: the data set does not exist.
+    """
+    base = config_dir / "config.yaml"
+    return [base, dataset_file({**read_settings(base), **given}, config_dir)]
+
+
+def complete_config(given: Mapping[str, Any], config_dir: Path) -> dict[str, Any]:
+    """The complete configuration.
+
+    Args:
+        given: what the user set with --configfile and --config.
+        config_dir: the folder with config.yaml, schema.yaml and datasets/.
+
+    Raises:
+        ConfigError: the data set does not exist, or a setting is not valid.
+    """
+    config: dict[str, Any] = {}
+    for file in config_files(given, config_dir):
+        update(config, read_settings(file))
+    update(config, given)
+    return validate_config(config, config_dir)
 
 
 def validate_config(config: dict[str, Any], config_dir: Path) -> dict[str, Any]:
@@ -63,15 +104,15 @@ def validate_config(config: dict[str, Any], config_dir: Path) -> dict[str, Any]:
 
     schema = load_schema(config_dir)
     config = _typed(copy.deepcopy(config), schema)
-    _fill_defaults(config, schema)
+    fill_defaults(config, schema)
     alerts = config.get("alerts")
-    if isinstance(alerts, dict) and isinstance(alerts["deadline"], date):  # without quotes, YAML makes one of it
+    if isinstance(alerts, dict) and isinstance(alerts["deadline"], date):  # YAML parses it if it has no quotes
         alerts["deadline"] = alerts["deadline"].isoformat()
-    problems = []
-    for error in sorted(Draft202012Validator(schema).iter_errors(config), key=lambda e: [str(p) for p in e.path]):
-        problems.extend(_explain(error))
+    errors = sorted(Draft202012Validator(schema).iter_errors(config), key=lambda e: [str(p) for p in e.path])
+    problems = explain(errors)
     if not problems:
-        problems += _source_problems(config["source"]) + _publish_problems(config)
+        places = schema["properties"]["source"]["properties"]["kind"]["places"]
+        problems += _source_problems(config["source"], places) + _publish_problems(config)
         problems += _deadline_problems(config["alerts"])
     enhance = config.get("enhance", {})
     if not problems and enhance["min_seconds"] >= enhance["max_seconds"]:
@@ -83,56 +124,61 @@ def validate_config(config: dict[str, Any], config_dir: Path) -> dict[str, Any]:
     return config
 
 
-# Which settings say where a kind of source lies: exactly one of them has to be given.
-PLACES = {
-    "folder": ("path",),
-    "parquet": ("path",),
-    "hf_parquet": ("repo",),
-    "gigaspeech2": ("repo", "path"),
-    "common_voice": ("path", "datacollective"),
-    "webdataset": ("path", "repo"),
-    "lhotse_shar": ("path",),
-}
-
-
 def result_settings(section: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the section `enhance` or `score` that results depend on: how clips are grouped changes none."""
+    """The settings of the section `enhance` or `score` that results depend on: all but the size of device batches."""
     return {name: value for name, value in section.items() if name != "batch_seconds"}
 
 
-# What clips' states and metrics depend on. A list of these, not of the others: a new section stays out until it is named.
+# How and where jobs run. Changing one of these changes no results and triggers no job.
+HOW_JOBS_RUN = ("alerts", "cluster", "dataset", "device", "download", "failed_batches", "outdir", "without_batches")
+HOW_CLIPS_ARE_READ = ("batch_seconds", "max_bytes")  # of the section `enhance`; of `score` only the first
+
+
+def job_settings(job: Any, **sections: Any) -> dict[str, Any]:
+    """The configuration of a job: the sections that trigger it again when they change, and how jobs run.
+
+    Args:
+        job: Snakemake's `snakemake` object.
+        sections: name -> section, from the job's `params`.
+    """
+    how: dict[str, Any] = {name: job.config[name] for name in HOW_JOBS_RUN}
+    sections = {name: section for name, section in sections.items() if name not in HOW_JOBS_RUN}
+    for name in ("enhance", "score"):
+        section = {key: job.config[name][key] for key in HOW_CLIPS_ARE_READ if key in job.config[name]}
+        sections[name] = section | dict(sections.get(name, {}))
+    return how | sections
+
+
+# Sections that clips' states and metrics depend on. A new section is excluded until it is listed here.
 DECIDING = ("dataset", "source", "batch_size", "held_out", "compare_with", "enhance", "score", "rank")
 
 
 def deciding_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the report's numbers depend on; two runs are compared by them."""
+    """The settings that the report's numbers depend on, to compare two runs."""
     found = {name: config[name] for name in DECIDING if name in config}
     return found | {name: result_settings(found[name]) for name in ("enhance", "score") if name in found}
 
 
-def _source_problems(source: dict[str, Any]) -> list[str]:
-    kind, places = source["kind"], PLACES[source["kind"]]
+def _source_problems(source: dict[str, Any], places_of: Mapping[str, Sequence[str]]) -> list[str]:
+    kind, places = source["kind"], places_of[source["kind"]]
     given = [place for place in ("path", "repo", "datacollective") if source[place] is not None]
     problems = []
     if len(given) != 1 or given[0] not in places:
-        there = f"; given: {', '.join(f'source.{place}' for place in given)}" if given else ""
-        problems.append(f"source.kind {kind} needs {' or '.join(f'source.{place}' for place in places)}{there}")
+        found = f"; given: {', '.join(f'source.{place}' for place in given)}" if given else ""
+        problems.append(f"source.kind {kind} needs {' or '.join(f'source.{place}' for place in places)}{found}")
     if kind == "gigaspeech2" and source["language"] is None:
         problems.append("source.kind gigaspeech2 needs source.language: th, id or vi")
     return problems
 
 
-def shuffled_by(publish: dict[str, Any]) -> str:
-    """`publish.shuffle`: unless set, by corpus in a folder, and by batch on the Hub, where shards are sent early."""
-    return publish["shuffle"] or ("batch" if publish["kind"] == "hub" else "corpus")
-
-
 def _publish_problems(config: dict[str, Any]) -> list[str]:
     publish = config["publish"]
+    if publish["kind"] != "hub":
+        return []
     problems = []
-    if publish["kind"] == "hub" and publish["repo"] is None:
+    if publish["repo"] is None:
         problems.append("publish.kind hub needs publish.repo: owner/name of a data set on the Hugging Face Hub")
-    if publish["kind"] == "hub" and publish["shuffle"] == "corpus" and not config["keep_enhanced"]:
+    if publish["shuffle"] == "corpus" and not config["keep_enhanced"]:
         problems.append("publish.shuffle corpus draws every shard from all batches: it needs keep_enhanced true")
     return problems
 
@@ -148,9 +194,9 @@ def _deadline_problems(alerts: dict[str, Any]) -> list[str]:
 
 
 def _typed(value: Any, schema: dict[str, Any]) -> Any:
-    """The value with numbers, booleans and null in place of strings, where the schema expects them and no string.
+    """The value with strings parsed to numbers, booleans and null where the schema does not allow a string.
 
-    Snakemake hands on all that stands after --config as strings.
+    Snakemake passes the values of --config as strings.
     """
     if isinstance(value, dict):
         properties, others = schema.get("properties", {}), schema.get("additionalProperties") or {}
@@ -161,55 +207,20 @@ def _typed(value: Any, schema: dict[str, Any]) -> Any:
     types = types if isinstance(types, list) else [types]
     wrong_type = bool(types) and "string" not in types
     if isinstance(value, str) and (wrong_type or value == "null" or value not in schema.get("enum", [value])):
-        with suppress(yaml.YAMLError, ValueError):  # such as a date that there is not
+        with suppress(yaml.YAMLError, ValueError):  # such as an impossible date
             parsed = yaml.safe_load(value)
             allowed = parsed is not None or "null" in types or None in schema.get("enum", [])
             return parsed if allowed else value
     return value
 
 
-def _fill_defaults(value: Any, schema: dict[str, Any]) -> None:
-    if isinstance(value, list):
-        for item in value:
-            _fill_defaults(item, schema.get("items", {}))
-    if not isinstance(value, dict):
-        return
-    for key, child in schema.get("properties", {}).items():
-        if key not in value and "default" in child:
-            value[key] = copy.deepcopy(child["default"])
-        if key in value:
-            _fill_defaults(value[key], child)
-
-
-def _explain(error: Any) -> list[str]:
-    """Turn one jsonschema error into lines for a person."""
-    where = ".".join(str(part) for part in error.absolute_path)
-    if error.validator == "additionalProperties":
-        valid = error.schema.get("properties", {})
-        extra = sorted(str(key) for key in error.instance if key not in valid)
-        return [f"unknown setting {where + '.' if where else ''}{key}: {nearest(key, valid)}" for key in extra]
-    if error.validator == "required":
-        missing = [key for key in error.validator_value if key not in error.instance]
-        return [f"missing setting {where + '.' if where else ''}{key}" for key in missing]
-    if error.validator == "enum":
-        return [f"{where} is {error.instance!r}: {nearest(error.instance, map(str, error.validator_value))}"]
-    if error.validator == "anyOf":
-        allowed = [str(v) for option in error.validator_value for v in option.get("enum", [])]
-        return [f"{where} is {error.instance!r}: {nearest(error.instance, allowed)} (or a list)"]
-    if error.validator == "type":
-        return [
-            f"{where or 'the configuration'} is {json.dumps(error.instance, default=str)}: expected {error.validator_value}"
-        ]
-    return [f"{where}: {error.message}"]
-
-
-def missing_paths(config: dict[str, Any], config_dir: Path) -> list[str]:
-    """One line for each path of a valid configuration that is not there, with the nearest name beside it."""
+def missing_paths(config: dict[str, Any]) -> list[str]:
+    """One line for each path of a valid configuration that does not exist, with the nearest existing name."""
     problems = []
     source = config["source"]
     for key in ("path", "metadata"):
         value = source[key]
-        if value is None or bucket.is_url(value):
+        if value is None or s3.is_url(value):
             continue
         if any(letter in value for letter in "*?["):
             if (
@@ -226,10 +237,6 @@ def missing_paths(config: dict[str, Any], config_dir: Path) -> list[str]:
     for setting, value in named:
         if value is not None and not Path(value).exists():
             problems.append(f"{setting}: {value} does not exist; {_nearest_path(Path(value))}")
-    try:
-        profile_path(config, config_dir)
-    except ConfigError as error:
-        problems.append(str(error))
     return problems
 
 
@@ -239,7 +246,7 @@ def _glob_absolute(pattern: str) -> bool:
 
 
 def _nearest_path(path: Path) -> str:
-    """A hint for a path that does not exist: the deepest folder that does, and the nearest name in it."""
+    """A hint for a path that does not exist: its deepest existing folder, and the nearest name in that."""
     parent, name = path.parent, path.name
     while not parent.is_dir():
         parent, name = parent.parent, parent.name
@@ -253,7 +260,7 @@ def profile_path(config: dict[str, Any], config_dir: Path) -> Path:
     """Path of the ranking profile: a name in config/ranking/, or a path.
 
     Raises:
-        ConfigError: there is no such profile.
+        ConfigError: the profile does not exist.
     """
     name = config["rank"]["profile"]
     directory = config_dir / "ranking"

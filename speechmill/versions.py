@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from importlib import metadata
 
-ENHANCE = 4
+ENHANCE = 5
 SCORE = 3
-RANK = 2
-ADVICE = 1
-REPORT = 3
-PUBLISH = 5
+DEDUP = 2
+RANK = 2  # decisions and closeness; published shards are named after it
+RANKING_TABLE = 2  # the other columns of the ranking tables
+REPORT = 4
+PUBLISH = 6
 
 PACKAGES = (
-    "speechmill torch torchaudio numpy scipy soundfile soxr pyarrow onnx onnxruntime silero-vad pyrnnoise speechmos "
+    "speechmill torch torchaudio numpy scipy soundfile av soxr pyarrow onnx onnxruntime silero-vad pyrnnoise speechmos "
     "distillmos matplotlib snakemake"
 ).split()
 

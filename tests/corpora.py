@@ -18,8 +18,9 @@ import soundfile
 import soxr
 
 from speechmill.config import validate_config
-from speechmill.manifest import build_manifest, describe_source, plan_of, read_batch, read_batches
 from speechmill.sources import Clip, open_source
+from speechmill.sources.manifest import build_manifest, describe_source, plan_of, read_batch
+from speechmill.tables.batches import read_batches
 
 from .runs import ROOT, SPEECH
 

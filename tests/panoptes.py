@@ -12,6 +12,7 @@ from contextlib import closing
 from json import loads
 from pathlib import Path
 
+from .patience import seconds
 from .runs import wait_for
 
 
@@ -31,7 +32,7 @@ class Panoptes:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        wait_for(self._answers, 60)
+        wait_for(self._answers)
 
     def _answers(self) -> bool:
         assert self.process.poll() is None
@@ -41,7 +42,7 @@ class Panoptes:
             return False
 
     def get(self, path: str):
-        with urllib.request.urlopen(self.address + path, timeout=30) as answer:
+        with urllib.request.urlopen(self.address + path, timeout=seconds(30)) as answer:
             return loads(answer.read())
 
     def workflows(self) -> list[dict]:
@@ -61,4 +62,4 @@ class Panoptes:
 
     def close(self) -> None:
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(seconds(30))

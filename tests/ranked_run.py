@@ -14,13 +14,14 @@ import pyarrow as pa
 import soundfile
 
 from speechmill.audio.encode import encode_flac
-from speechmill.files import write_json
 from speechmill.metrics import all_metrics
 from speechmill.ranking.advice import advise
 from speechmill.ranking.decide import rank_batch
 from speechmill.ranking.profile import FrozenProfile, freeze, load_profile
 from speechmill.report.page import make_report
-from speechmill.shards import ENHANCED, LEDGER, write_table
+from speechmill.storage.files import write_json
+from speechmill.tables.parquet_io import write_table
+from speechmill.tables.schemas import ENHANCED, LEDGER
 
 ROOT = Path(__file__).parents[1]
 PROFILES = ROOT / "config" / "ranking"

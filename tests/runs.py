@@ -5,27 +5,36 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import psutil
 import soundfile
 import yaml
 
-from speechmill.files import sha256_file
+from speechmill.storage.files import sha256_file
+
+from .patience import seconds
 
 ROOT = Path(__file__).parents[1]
 SPEECH = ROOT / "demo" / "speech"
 BATCH_SIZE = 4
+MODULES = "modules.txt"  # beside the session's finished run: what its Snakemake imported
 
 
 class Run:
     """A working directory with a corpus and a configuration, in which Snakemake is started."""
+
+    checkout = ROOT  # whose Snakefile is used
+    program: tuple[str, ...] = ("-m", "snakemake")
 
     def __init__(self, directory: Path, **changes):
         self.directory = directory
@@ -41,10 +50,17 @@ class Run:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.yaml").write_text(yaml.safe_dump(config | changes))
 
+    @classmethod
+    def at(cls, directory: Path) -> Self:
+        """The run that is in this directory already."""
+        run = cls.__new__(cls)
+        run.directory, run.results = directory, directory / "results" / "demo"
+        return run
+
     def command(self, *arguments: str) -> list[str]:
         return [
-            *(sys.executable, "-m", "snakemake"),
-            *("--snakefile", str(ROOT / "Snakefile"), "--directory", str(self.directory)),
+            *(sys.executable, *self.program),
+            *("--snakefile", str(self.checkout / "Snakefile"), "--directory", str(self.directory)),
             *("--profile", str(ROOT / "profiles" / "local"), "--configfile", str(self.directory / "config.yaml")),
             *("--cores", "2", *arguments),
         ]
@@ -54,7 +70,7 @@ class Run:
 
     def start(self, *arguments: str, check: bool = True) -> Finished:
         done = subprocess.run(
-            self.command(*arguments), env=self.environment(), capture_output=True, text=True, timeout=1800
+            self.command(*arguments), env=self.environment(), capture_output=True, text=True, timeout=seconds(1800)
         )
         finished = Finished(done.returncode, done.stdout + done.stderr)
         if check:
@@ -68,9 +84,7 @@ class Run:
     def copy(self, directory: Path) -> Self:
         """The same state elsewhere, modification times and Snakemake's records included."""
         shutil.copytree(self.directory, directory, symlinks=True)
-        other = type(self).__new__(type(self))
-        other.directory, other.results = directory, directory / "results" / "demo"
-        return other
+        return self.at(directory)
 
     def change(self, **changes) -> None:
         file = self.directory / "config.yaml"
@@ -112,9 +126,31 @@ def make_corpus(folder: Path) -> None:
     soundfile.write(folder / "ความเงียบ.wav", np.zeros(16000, np.int16), 16000)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 600) -> Any:
+def lives(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    """Kill a process that began a session, and all that it started; returns once none of them lives."""
+    members = [each.pid for each in psutil.process_iter() if _group(each.pid) == process.pid]
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not any(lives(pid) for pid in members))
+
+
+def _group(pid: int) -> int | None:
+    with suppress(ProcessLookupError):
+        return os.getpgid(pid)
+    return None
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
     """What the condition gives once it is true."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds(600)
     while time.monotonic() < end:
         value = condition()
         if value:

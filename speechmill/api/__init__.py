@@ -1,1 +1,1 @@
-"""The REST API: starts runs, follows and ends them. Each run has a process of its own, which needs no server."""
+"""The REST API: starts, watches and stops runs. The command line and the API share everything below; they do not know each other."""

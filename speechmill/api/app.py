@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 import speechmill
-from speechmill.api import routes_more, routes_runs, wes
+from speechmill.api import routes_more, routes_runs
 from speechmill.api.guard import Guard
 from speechmill.api.keeper import Keeper
 from speechmill.api.problems import Problem, add_handlers
@@ -48,7 +48,6 @@ def make_app(service: Service, keep: bool = True) -> FastAPI:
     app.state.collector = RunCollector([], read=service.records.of_run)
     app.include_router(routes_runs.router)
     app.include_router(routes_more.router)
-    app.include_router(wes.router)
     add_handlers(app)
 
     @app.exception_handler(Busy)

@@ -6,8 +6,8 @@ import re
 import subprocess
 from dataclasses import dataclass
 
-from speechmill.supervise import Plan
-from speechmill.text import plain
+from speechmill.runs.plan import Plan
+from speechmill.utils.text import plain
 
 JOBS = re.compile(r"^(\w+) +(\d+)$", re.MULTILINE)
 QUOTED_LINES = 20

@@ -1,6 +1,6 @@
-"""Stands before every call: who it is, how often, how large, and whether its body is JSON; and writes down what was asked.
+"""Check every call before the application sees it: token, rate limits, size and JSON of the body.
 
-It decides before any of the application's code sees the request.
+The audit log, `audit.jsonl` in the state directory, records each change: the caller, the address and the outcome.
 """
 
 from __future__ import annotations
@@ -8,20 +8,66 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import logging.handlers
 import math
+import os
+import time
+from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from speechmill.api import audit_log
 from speechmill.api.auth import Caller, Tokens
-from speechmill.api.limits import Buckets
 from speechmill.api.problems import Problem
+from speechmill.utils.times import utc_now
 
 OPEN = ("/healthz", "/readyz")  # to everybody
 READING = ("GET", "HEAD", "OPTIONS")
 BODY_SECONDS = 30.0
 LONGEST_NUMBER = 300  # digits: floating-point numbers hold larger ones no more
+MOST_NAMES = 10_000  # that the rate limits remember
+AUDIT_BYTES, AUDIT_FILES = 10_000_000, 5
+
+
+class Buckets:
+    """A token bucket per name: `burst` calls at once, then `rate` per second."""
+
+    def __init__(self, rate: float, burst: float):
+        self.rate, self.burst = rate, burst
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def wait(self, name: str, now: float | None = None) -> float:
+        """Take one call; 0, or the seconds until one is available."""
+        now = time.monotonic() if now is None else now
+        left, then = self._left.pop(name, (self.burst, now))
+        left = min(self.burst, left + (now - then) * self.rate)
+        allowed = left >= 1
+        self._left[name] = (left - allowed, now)
+        while len(self._left) > MOST_NAMES:
+            self._left.popitem(last=False)
+        return 0.0 if allowed else (1 - left) / self.rate
+
+
+def open_audit_log(path: Path) -> logging.Logger:
+    """For one process, and all its threads."""
+    os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+    log = logging.Logger("speechmill.audit")
+    log.addHandler(
+        logging.handlers.RotatingFileHandler(path, maxBytes=AUDIT_BYTES, backupCount=AUDIT_FILES, encoding="ascii")
+    )
+    return log
+
+
+def note_change(log: logging.Logger, who: str | None, origin: str | None, what: str, **about: Any) -> None:
+    line = {"time": utc_now(), "who": who, "from": origin, "what": _cut(what)}
+    line |= {name: _cut(value) if isinstance(value, str) else value for name, value in about.items()}
+    log.info(json.dumps(line))  # ASCII escapes: line breaks in a value cannot forge another line
+
+
+def _cut(text: str) -> str:
+    """Limit the length, also of text where each character becomes a six-character escape."""
+    return text[: 300 if text.isascii() and text.isprintable() else 50]
 
 
 class Guard:
@@ -122,7 +168,7 @@ class Guard:
             return
         who, what = caller.name if caller else None, f"{scope['method']} {scope['path']}"
         query = scope["query_string"].decode("latin-1")
-        audit_log.note(self.audit, who, _address(scope), what, query=query, status=status)
+        note_change(self.audit, who, _address(scope), what, query=query, status=status)
 
 
 def _address(scope: Scope) -> str | None:

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 RUN_ID = r"^[0-9]{14}-[0-9a-f]{8}$"
-TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{5,15}\+00:00$"
 DATASET = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 State = Literal[
     "queued",
@@ -106,14 +105,6 @@ class RerankRequest(Strict):
 class ScheduleRequest(TriggerRequest):
     model_config = like(dataset_name="demo", cron="@daily")
     cron: Annotated[str, Field(min_length=1, max_length=100, description="five fields of cron in UTC, or @daily, ...")]
-
-
-class SavedSchedule(ScheduleRequest):
-    """As a folder tells of it."""
-
-    id: Annotated[str, Field(pattern=RUN_ID)]
-    caller: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,200}$")]
-    created: Annotated[str, Field(pattern=TIME)]
 
 
 class Triggered(BaseModel):

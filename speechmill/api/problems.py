@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from speechmill.text import plain
+from speechmill.utils.text import plain
 
 MEDIA_TYPE = "application/problem+json"
 SCHEMA: dict[str, Any] = {

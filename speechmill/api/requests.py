@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from speechmill.config import nearest
 from speechmill.errors import ConfigError
+from speechmill.utils.schema import nearest
 
 CHECKED_AGAINST_CORPUS = "publish.kind"
 WHOLE = ("enhance", "report", "alerts")  # all settings of these sections

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from speechmill import joblog, logs
-from speechmill.api import events, models, views
+from speechmill.api import models, streams, views
 from speechmill.api.calls import Cursor, Key, Limit, Named, Reader, Served, Starter, page_of_runs, page_of_tasks
 from speechmill.api.problems import Problem, documented
 from speechmill.api.store import Run
 from speechmill.errors import SpeechmillError
-from speechmill.supervise import LOG
+from speechmill.runlog import joblog, log_reader
+from speechmill.runs.plan import LOG
 
 MOST_LINES = 5000
 MOST_STREAMS = 200  # of events, of one token
@@ -93,10 +93,10 @@ def log_lines(
     run_dir = Path(run.run_dir)
     if name is None:
         lines: list[Any] = joblog.read(run_dir / LOG, joblog.TAIL_BYTES)
-        lines = [line for line in lines if not problems or line.get("level") in logs.WORSE][-tail:]
+        lines = [line for line in lines if not problems or line.get("level") in log_reader.WORSE][-tail:]
     else:
         try:
-            found = deque(logs.lines_of(run_dir, name, problems, tail), MOST_LINES)
+            found = deque(log_reader.lines_of(run_dir, name, problems, tail), MOST_LINES)
             lines = [line | {"log": str(path)} for path, line in found]
         except SpeechmillError as error:
             raise Problem(404, str(error)) from error
@@ -118,11 +118,11 @@ def follow(
     if service.streams[caller.name] >= MOST_STREAMS:
         detail = f"this token has {MOST_STREAMS} streams of events open: end some"
         raise Problem(429, detail, {"Retry-After": "60"})
-    follower = events.Follower(service, run, last_id)
+    follower = streams.Follower(service, run, last_id)
     if last_id and follower.is_done():
         return Response(status_code=204)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    texts = events.stream(follower, service.streams, caller.name)
+    texts = streams.stream(follower, service.streams, caller.name)
     return StreamingResponse(texts, media_type="text/event-stream", headers=headers)
 
 

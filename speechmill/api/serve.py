@@ -15,10 +15,9 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from speechmill.api import schedules
 from speechmill.api.app import make_app
 from speechmill.api.auth import new_token, read_tokens
-from speechmill.api.keeper import rebuild
+from speechmill.api.backup import recover
 from speechmill.api.service import Service
 from speechmill.api.settings import PORT, Settings, make_state_dir
 from speechmill.api.store import DATA_BASE
@@ -79,20 +78,14 @@ def serve(options: argparse.Namespace, extra: list[str]) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise SpeechmillError(f"{settings.state_dir} has a server already; take another --state-dir") from error
-        is_new = not (settings.state_dir / DATA_BASE).exists()
+        if line := recover(settings.state_dir / DATA_BASE):
+            print(line, file=sys.stderr, flush=True)
         service = Service(settings)
-        if options.rebuild:
-            counts = rebuild(service), schedules.restore(service)
-            print("{} runs and {} schedules are in the data base again".format(*counts), flush=True)
-            return 0
         if not settings.tokens.exists():
             raise SpeechmillError(
                 f"{settings.tokens}: there is no token yet; make one with speechmill serve --new-token NAME"
             )
         read_tokens(settings.tokens)
-        if is_new and (count := schedules.restore(service)):
-            print(f"{count} schedules are in the new data base: the corpora's folders tell of them", flush=True)
-        schedules.save_all(service)
         return _answer(service, options)
 
 

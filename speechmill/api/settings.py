@@ -1,4 +1,4 @@
-"""What the operator of a server chose, and the files of its state directory."""
+"""The settings of a server, and the files of its state directory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ PORT = 8571
 
 
 def default_state_dir() -> Path:
-    """On a disk of this machine: SQLite's locks do not hold on network file systems."""
+    """On a local disk, because SQLite's locks do not work on network file systems."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "speechmill"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one server. `extra` are arguments for snakemake, as after -- of `speechmill run`."""
+    """Of one server. `extra`: arguments for snakemake, as after -- of `speechmill run`."""
 
     state_dir: Path
     directory: Path  # in which runs work, and paths of the configuration begin
@@ -41,13 +41,13 @@ class Settings:
         return self.state_dir / "audit.jsonl"
 
     @property
-    def runner_log(self) -> Path:
-        """What runners say that ended in a way nobody foresaw."""
-        return self.state_dir / "runners.log"
+    def supervisor_log(self) -> Path:
+        """Tracebacks of supervisors."""
+        return self.state_dir / "supervisors.log"
 
 
 def make_state_dir(path: Path) -> None:
-    """Make the directory that only its owner can enter."""
+    """Create the directory, which only its owner can enter."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.chmod(0o700)
 
@@ -79,6 +79,5 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--changes-per-minute", type=_rate, default=60, help="of one token (default: 60)")
     command.add_argument("--poll-seconds", type=float, default=15, help=argparse.SUPPRESS)
     command.add_argument("--stall-seconds", type=float, default=600, help=argparse.SUPPRESS)
-    command.add_argument("--rebuild", action="store_true", help="make the data base again from the runs' folders")
     command.add_argument("--new-token", metavar="NAME", help="make a token, print it once, and end")
     command.add_argument("--scopes", default="read", help="of --new-token: read (default) or read,trigger")

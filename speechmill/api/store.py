@@ -1,7 +1,7 @@
-"""The runs that the API knows, in SQLite: their states, who works on them, and what the clock begins.
+"""The runs and schedules of the API, in SQLite.
 
-Every change is one transaction, and says which state it expects: several processes work on the same runs. Connections
-live as long as one call, so that a data base that was rebuilt is seen by runners that are still at work.
+Every change is one transaction that checks the state it starts from, because several threads change the same runs. A
+connection is opened for each call, so that all threads see a data base that was restored.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from speechmill.errors import SpeechmillError
-from speechmill.times import utc_now
+from speechmill.utils.times import utc_now
 
 DATA_BASE = "runs.db"
 ENDED = ("succeeded", "failed", "cancelled")
@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS runs (
   created TEXT NOT NULL, started TEXT, ended TEXT,
   run_dir TEXT NOT NULL, config TEXT NOT NULL, plan TEXT NOT NULL, hours REAL,
   caller TEXT NOT NULL, key TEXT, body TEXT,
-  wanted TEXT, runner TEXT, beat REAL, restarts INTEGER NOT NULL DEFAULT 0, progress INTEGER NOT NULL DEFAULT 0,
+  wanted TEXT, runner TEXT, restarts INTEGER NOT NULL DEFAULT 0, progress INTEGER NOT NULL DEFAULT 0,
   last_error TEXT, final TEXT
 );
 CREATE UNIQUE INDEX IF NOT EXISTS one_active_run ON runs (dataset) WHERE state NOT IN ('succeeded', 'failed', 'cancelled');
@@ -57,12 +57,12 @@ class Busy(SpeechmillError):
 
 
 class KeyReused(SpeechmillError):
-    """An Idempotency-Key came again, with another request."""
+    """An Idempotency-Key was used again, with another request."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A row of the table. `config`, `plan`, `runner` and `final` are JSON."""
+    """A row of the table. `config`, `plan` and `final` are JSON."""
 
     id: str
     dataset: str
@@ -76,12 +76,11 @@ class Run:
     ended: str | None = None
     hours: float | None = None  # estimated
     key: str | None = None
-    body: str | None = None  # checksum of the request that came with the key
+    body: str | None = None  # checksum of the request
     wanted: str | None = None  # cancel | drain
-    runner: str | None = None
-    beat: float | None = None
-    restarts: int = 0  # runners that died since something was brought forward
-    progress: int = 0  # finished pieces of work when the last runner began
+    runner: str | None = None  # the start of a supervisor
+    restarts: int = 0  # supervisors that died since something was brought forward
+    progress: int = 0  # finished pieces of work when the last supervisor was started
     last_error: str | None = None
     final: str | None = None  # the status when it ended
 
@@ -91,6 +90,7 @@ class Run:
 
 
 NAMES = tuple(field.name for field in fields(Run))
+COLUMNS = ", ".join(NAMES)  # a data base of an earlier version has more
 
 
 def new_id() -> str:
@@ -99,7 +99,7 @@ def new_id() -> str:
 
 
 class Store:
-    """All calls may come from any thread and any process of this machine."""
+    """Methods may be called from any thread and any process of this machine."""
 
     def __init__(self, state_dir: Path):
         self.path = state_dir / DATA_BASE
@@ -131,7 +131,7 @@ class Store:
     # Runs
 
     def create(self, run: Run) -> Run:
-        """Insert a run; if its key has one already, that one.
+        """Insert a run; if there is a run with its key, return that one.
 
         Raises:
             Busy, KeyReused: nothing was inserted.
@@ -146,18 +146,6 @@ class Store:
                 raise Busy(f"{run.dataset} has an active run: {active.id} ({active.state})", active.id)
             self._insert(db, run, "triggered")
             return run
-
-    def restore(self, run: Run, why: str) -> bool:
-        """Insert a run that its folder tells of, unless it is there."""
-        with self._change() as db:
-            if self._one(db, "id = ?", run.id) or (
-                run.is_active and self._one(db, f"dataset = ? AND state NOT IN {ENDED}", run.dataset)
-            ):
-                return False
-            if run.key is not None and self._one(db, "caller = ? AND key = ?", run.caller, run.key):
-                run = replace(run, key=None)  # the request came again after the data base was lost
-            self._insert(db, run, why)
-            return True
 
     def get(self, run_id: str) -> Run | None:
         with self._connect() as db:
@@ -174,7 +162,7 @@ class Store:
         limit: int = 1000,
         before: tuple[str, str] | None = None,
     ) -> list[Run]:
-        """The newest first; `before` is (created, id) of the last one of the page before."""
+        """Newest first; `before` is (created, id) of the last run of the previous page."""
         given = {"state = ?": state, "dataset = ?": dataset}
         where = [condition for condition, value in given.items() if value is not None]
         values: list[Any] = [value for value in given.values() if value is not None]
@@ -183,13 +171,15 @@ class Store:
             values += before
         text = f"WHERE {' AND '.join(where)}" if where else ""
         with self._connect() as db:
-            rows = db.execute(f"SELECT * FROM runs {text} ORDER BY created DESC, id DESC LIMIT ?", [*values, limit])
+            rows = db.execute(
+                f"SELECT {COLUMNS} FROM runs {text} ORDER BY created DESC, id DESC LIMIT ?", [*values, limit]
+            )
             return [Run(**dict(row)) for row in rows]
 
     def active(self, dataset: str | None = None) -> list[Run]:
         with self._connect() as db:
             more, values = ("AND dataset = ?", [dataset]) if dataset else ("", [])
-            rows = db.execute(f"SELECT * FROM runs WHERE state NOT IN {ENDED} {more} ORDER BY created", values)
+            rows = db.execute(f"SELECT {COLUMNS} FROM runs WHERE state NOT IN {ENDED} {more} ORDER BY created", values)
             return [Run(**dict(row)) for row in rows]
 
     def folders(self) -> list[str]:
@@ -203,7 +193,7 @@ class Store:
         return {state: found.get(state, 0) for state in ACTIVE + ENDED}
 
     def failed_in_jobs(self) -> int:
-        """Failed runs of which a job failed for good."""
+        """Number of failed runs in which a job failed for good."""
         with self._connect() as db:
             given_up = "SELECT 1 FROM json_each(final, '$.stages') WHERE json_extract(value, '$.given_up')"
             found = db.execute(f"SELECT count(*) FROM runs WHERE state = 'failed' AND EXISTS ({given_up})")
@@ -218,10 +208,10 @@ class Store:
             )
             return [dict(row) for row in rows]
 
-    # What people ask for
+    # Requests
 
-    def want(self, run_id: str, how: str) -> Run | None:
-        """Ask for the end of a run: `cancel` or `drain`; the run after that. One that never began ends here."""
+    def request_stop(self, run_id: str, how: str) -> Run | None:
+        """Ask a run to stop (`cancel` or `drain`), and return it. A run that has not started ends at once."""
         with self._change() as db:
             run = self._one(db, "id = ?", run_id)
             if run is None or not run.is_active or run.wanted in ("cancel", how):
@@ -235,7 +225,7 @@ class Store:
             return self._one(db, "id = ?", run_id)
 
     def reopen(self, run_id: str, why: str) -> Run:
-        """Go on with a run that failed or was cancelled.
+        """Resume a run that failed or was cancelled.
 
         Raises:
             Busy: another run of the corpus is active, or this one is or has succeeded.
@@ -244,7 +234,7 @@ class Store:
             run = self._one(db, "id = ?", run_id)
             assert run
             if run.state not in ("failed", "cancelled"):
-                raise Busy(f"{run.id} is {run.state}: there is nothing to go on with", None)
+                raise Busy(f"{run.id} is {run.state}: there is nothing to resume", None)
             active = self._one(db, f"dataset = ? AND state NOT IN {ENDED}", run.dataset)
             if active:
                 raise Busy(f"{run.dataset} has an active run: {active.id} ({active.state})", active.id)
@@ -258,52 +248,54 @@ class Store:
             assert found
             return found
 
-    # What runners do
+    # What supervisors do, as the keeper sees it
 
-    def take(self, run_id: str, me: str, before: str | None, progress: int, now: float) -> Run | None:
-        """Work on an active run as the runner `me` in place of `before`; None if another one was first."""
+    def claim(self, run_id: str, me: str, before: str | None, progress: int) -> Run | None:
+        """Make `me` the supervisor of an active run in place of `before`; None if another one was first."""
         with self._change() as db:
             run = self._one(db, "id = ?", run_id)
             if run is None or not run.is_active or run.runner != before:
                 return None
             restarts = 0 if before is None else 1 if progress > run.progress else run.restarts + 1
             db.execute(
-                "UPDATE runs SET runner = ?, beat = ?, progress = ?, restarts = ?, started = coalesce(started, ?) "
-                "WHERE id = ?",
-                (me, now, progress, restarts, utc_now(), run_id),
+                "UPDATE runs SET runner = ?, progress = ?, restarts = ?, started = coalesce(started, ?) WHERE id = ?",
+                (me, progress, restarts, utc_now(), run_id),
             )
             if not run.wanted:
-                self._move(db, run_id, "starting", None if before is None else "taken over from a runner that died")
+                self._move(db, run_id, "starting", None if before is None else "taken over from a supervisor that died")
             return self._one(db, "id = ?", run_id)
 
-    def beat(self, run_id: str, me: str, now: float) -> None:
-        with self._change() as db:
-            db.execute("UPDATE runs SET beat = ? WHERE id = ? AND runner = ?", (now, run_id, me))
-
     def move(self, run_id: str, me: str, state: str, why: str | None = None) -> None:
-        """Change the state of a run that nobody asked to end."""
+        """Change the state of a run, unless it was asked to stop."""
         with self._change() as db:
             run = self._one(db, "id = ? AND runner = ?", run_id, me)
             if run and run.is_active and not run.wanted and run.state != state:
                 self._move(db, run_id, state, why)
 
     def end(
-        self, run_id: str, me: str, state: str, why: str | None, error: str | None, final: Mapping[str, Any]
+        self,
+        run_id: str,
+        me: str | None,
+        state: str,
+        why: str | None,
+        error: str | None,
+        final: Mapping[str, Any],
+        at: str | None = None,
     ) -> bool:
-        """End a run; False if it is no longer this runner's."""
+        """End a run; False if it is no longer this supervisor's. `at`: when it ended (default: now)."""
         with self._change() as db:
-            run = self._one(db, "id = ? AND runner = ?", run_id, me)
+            run = self._one(db, "id = ? AND runner IS ?", run_id, me)
             if not run or not run.is_active:
                 return False
             db.execute(
-                "UPDATE runs SET runner = NULL, beat = NULL, ended = ?, last_error = ?, final = ? WHERE id = ?",
-                (utc_now(), error and error[:KEPT_WORDS], json.dumps(final, default=str), run_id),
+                "UPDATE runs SET runner = NULL, ended = ?, last_error = ?, final = ? WHERE id = ?",
+                (at or utc_now(), error and error[:KEPT_WORDS], json.dumps(final, default=str), run_id),
             )
-            self._move(db, run_id, state, why)
+            self._move(db, run_id, state, why, at)
             return True
 
-    def lose(self, run_id: str, before: str | None, why: str, for_good: str | None = None) -> None:
-        """Note that the runner `before` is dead; `for_good`: no other one takes over, and the run ends in that state."""
+    def mark_lost(self, run_id: str, before: str | None, why: str, for_good: str | None = None) -> None:
+        """Record that the supervisor `before` is dead; `for_good`: no other one takes over, the run ends in that state."""
         with self._change() as db:
             run = self._one(db, "id = ?", run_id)
             if run is None or not run.is_active or run.runner != before:
@@ -318,32 +310,28 @@ class Store:
 
     # Schedules
 
-    def add_schedule(self, dataset: str, cron: str, config: str, caller: str, next_due: float) -> str:
-        name = new_id()
-        self.restore_schedule(name, dataset, cron, config, caller, utc_now(), next_due)
-        return name
+    def add_schedule(self, dataset: str, cron: str, config: str, caller: str, next_due: float) -> dict[str, Any]:
+        """Insert a schedule, and return its row.
 
-    def restore_schedule(
-        self, name: str, dataset: str, cron: str, config: str, caller: str, created: str, next_due: float
-    ) -> bool:
-        """Insert a schedule, unless it is there."""
+        Raises:
+            SpeechmillError: there are too many schedules.
+        """
+        name = new_id()
         with self._change() as db:
-            if db.execute("SELECT 1 FROM schedules WHERE id = ?", (name,)).fetchone():
-                return False
             if db.execute("SELECT count(*) FROM schedules").fetchone()[0] >= MOST_SCHEDULES:
                 raise SpeechmillError(f"there are {MOST_SCHEDULES} schedules: delete one that is not needed")
-            values = (name, dataset, cron, config, caller, created, next_due)
+            values = (name, dataset, cron, config, caller, utc_now(), next_due)
             db.execute("INSERT INTO schedules VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL)", values)
-            return True
+            return dict(db.execute("SELECT * FROM schedules WHERE id = ?", (name,)).fetchone())
 
     def schedules(self, due_at: float | None = None) -> list[dict[str, Any]]:
-        """All, or those that are due."""
+        """All schedules, or those that are due."""
         with self._connect() as db:
             more, values = ("WHERE next_due <= ?", [due_at]) if due_at is not None else ("", [])
             return [dict(row) for row in db.execute(f"SELECT * FROM schedules {more} ORDER BY id", values)]
 
     def advance_schedule(self, schedule: Mapping[str, Any], next_due: float) -> bool:
-        """Take a due schedule; False if it was taken or deleted meanwhile."""
+        """Set the next time of a due schedule; False if it was advanced or deleted meanwhile."""
         with self._change() as db:
             done = db.execute(
                 "UPDATE schedules SET next_due = ?, last_due = ? WHERE id = ? AND next_due = ?",
@@ -365,29 +353,28 @@ class Store:
             db.execute("PRAGMA user_version = 1")
 
     def _one(self, db: sqlite3.Connection, where: str, *values: Any) -> Run | None:
-        row = db.execute(f"SELECT * FROM runs WHERE {where}", values).fetchone()
+        row = db.execute(f"SELECT {COLUMNS} FROM runs WHERE {where}", values).fetchone()
         return Run(**dict(row)) if row else None
 
     def _insert(self, db: sqlite3.Connection, run: Run, why: str) -> None:
         marks = ", ".join("?" for _ in NAMES)
-        db.execute(f"INSERT INTO runs ({', '.join(NAMES)}) VALUES ({marks})", [getattr(run, name) for name in NAMES])
+        db.execute(f"INSERT INTO runs ({COLUMNS}) VALUES ({marks})", [getattr(run, name) for name in NAMES])
         self._note(db, run.id, run.state, why)
 
-    def _move(self, db: sqlite3.Connection, run_id: str, state: str, why: str | None) -> None:
+    def _move(self, db: sqlite3.Connection, run_id: str, state: str, why: str | None, at: str | None = None) -> None:
         db.execute("UPDATE runs SET state = ? WHERE id = ?", (state, run_id))
-        self._note(db, run_id, state, why)
+        self._note(db, run_id, state, why, at)
 
-    def _note(self, db: sqlite3.Connection, run_id: str, state: str, why: str | None) -> None:
-        db.execute(
-            "INSERT INTO transitions (run, time, state, why) VALUES (?, ?, ?, ?)", (run_id, utc_now(), state, why)
-        )
+    def _note(self, db: sqlite3.Connection, run_id: str, state: str, why: str | None, at: str | None = None) -> None:
+        values = (run_id, at or utc_now(), state, why)
+        db.execute("INSERT INTO transitions (run, time, state, why) VALUES (?, ?, ?, ?)", values)
 
 
 def same_request(earlier: Run, body: str | None) -> Run:
-    """The run of a key that came again.
+    """Return the run of a key that is used again.
 
     Raises:
-        KeyReused: with another request.
+        KeyReused: the request is another one.
     """
     if earlier.body != body:
         raise KeyReused(

@@ -11,12 +11,12 @@ from typing import Any
 
 from speechmill.api.records import Reading, read
 from speechmill.api.store import Run
-from speechmill.attempts import failure_text, given_up, read_attempts
-from speechmill.joblog import TAIL_BYTES, human, parse
+from speechmill.cluster.queue import RUNNING
 from speechmill.monitor.record import RunReader
-from speechmill.slurm import RUNNING
-from speechmill.supervise import LOG
-from speechmill.text import plain
+from speechmill.runlog.attempts import failure_text, given_up, read_attempts
+from speechmill.runlog.joblog import TAIL_BYTES, human, parse
+from speechmill.runs.plan import LOG
+from speechmill.utils.text import plain
 
 # Of the record: what stays true of a run when another one has worked in its folder.
 OF_FOLDER = ("stages", "clips", "hours", "published", "alerts", "seconds_left")

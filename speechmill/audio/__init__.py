@@ -1,1 +1,1 @@
-"""Audio as bytes and as samples: decoding of anything, FLAC, sampling rates, loudness."""
+"""Audio as bytes and as samples: decode, encode, resample, loudness, voice activity. Knows nothing of corpora, batches or metrics."""

@@ -1,6 +1,7 @@
 """Decoding of untrusted audio: by header, in bounded memory, with a reason where it fails.
 
-Whatever libsndfile reads is read (WAV, FLAC, MP3, Ogg Vorbis and Opus, AIFF, AU, CAF, W64, NIST Sphere, ...).
+Whatever libsndfile reads is read (WAV, FLAC, MP3, Ogg Vorbis and Opus, AIFF, AU, CAF, W64, NIST Sphere, ...), and with
+FFmpeg what it does not (`ffmpeg.py`).
 libsndfile makes do in silence with files that were cut short, so the promises of the containers that carry
 speech are checked here. A cut is not seen in streamed files (without a size in the header) and in the formats of
 samplers and laboratories (AVR, IRCAM, MAT, MPC, PAF, PVF, VOC, WVE, XI).
@@ -15,25 +16,27 @@ import math
 import re
 import stat
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
+from speechmill.audio.channels import Mixer
 from speechmill.audio.containers import check_container, with_open_end
-from speechmill.audio.mpeg import check_mpeg, count_frame, walk_mpeg
+from speechmill.audio.ffmpeg import Reader, check_length, demuxer_of, open_bytes
+from speechmill.audio.mpeg import check_mpeg, count_frame, walk_mpeg, with_count
 from speechmill.errors import ClipError, ClipRejection
 
 BLOCK_SAMPLES = 1 << 16  # samples (frames x channels) decoded at a time
 FILES_OWN = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
-ABSURD = 1e4  # full scales; a float file beyond is not audio
+LOUDEST = 8.0  # full scales (+18 dB); float samples beyond are on the scale of integers
+LEAST_MPEG_SAMPLES = 384  # of a frame
+MPEG_PADDING_S = 0.2  # of encoders, at start and end
 MPEG_WALK_BYTES = 1 << 26  # of an MP3 that does not say its length, read to find it
+HEAD_BYTES = 1 << 16  # of a file, to see what it is
 LOOKS_LIKE = (  # offset, bytes, what a person calls it
     (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
-    (4, b"ftyp", "MP4/M4A, which libsndfile does not read: convert it to FLAC"),
-    (0, b"\x1a\x45\xdf\xa3", "Matroska/WebM, which libsndfile does not read: convert it to FLAC"),
-    (0, b"\xff\xf1", "raw AAC, which libsndfile does not read: convert it to FLAC"),
     (0, b"PK\x03\x04", "a zip archive"),
     (0, b"\x1f\x8b", "gzip"),
     (0, b"<", "HTML or XML"),
@@ -65,9 +68,10 @@ class Header:
 class Decoded:
     """A decoded clip.
 
-    samples: float32 (n,), the mean of the channels at the native rate, full scale 1. input_sha256: of the
-    encoded bytes. pcm_sha256: of the rate (4 bytes, little-endian) and the samples (float32, little-endian), so
-    that lossless copies in other containers agree, and equal channels agree with mono.
+    samples: float32 (n,) at the native rate, full scale 1. channel: `mean` if they are the mean of the channels, or the
+    number of a channel from 1. correlation: the lowest of two channels, NaN for one. input_sha256: of the encoded
+    bytes. pcm_sha256: of the rate (4 bytes, little-endian) and the samples (float32, little-endian), so that lossless
+    copies in other containers agree, and equal channels agree with mono.
     """
 
     samples: np.ndarray
@@ -77,6 +81,8 @@ class Decoded:
     duration: float
     input_sha256: str
     pcm_sha256: str
+    channel: str = "1"
+    correlation: float = math.nan
 
 
 class _Stream(soundfile.SoundFile):
@@ -115,8 +121,15 @@ def read_header(data: bytes | Path) -> Header:
         with _open_file(data) as handle:
             start = handle.read(64)
             handle.seek(0)
-            with _open_stream(handle.fileno(), start) as stream:
-                header = _header(stream)
+            try:
+                with _open_stream(handle.fileno(), start) as stream:
+                    header = _header(stream)
+            except ClipError:
+                handle.seek(0)
+                if (demuxer := demuxer_of(handle.read(HEAD_BYTES))) is None:
+                    raise
+                handle.seek(0)
+                return _ffmpeg_header(Reader(io.BufferedReader(handle), demuxer))
             if not header.codec.startswith("MP3/"):
                 return header
             handle.seek(0)
@@ -124,14 +137,25 @@ def read_header(data: bytes | Path) -> Header:
             whole = not handle.read(1)
     else:
         encoded, whole = data, True
-        with _open_stream(_Bytes(data), data) as stream:
-            header = _header(stream)
+        try:
+            with _open_stream(_Bytes(data), data) as stream:
+                header = _header(stream)
+        except ClipError:
+            if (demuxer := demuxer_of(data)) is None:
+                raise
+            return _ffmpeg_header(open_bytes(data, demuxer))
     if header.codec.startswith("MP3/"):
         mpeg = walk_mpeg(encoded)
         if mpeg is not None and not mpeg.counted:
             seconds = mpeg.found * mpeg.samples / header.sampling_rate if whole else None
             return Header(seconds, header.sampling_rate, header.channels, header.codec)
     return header
+
+
+def _ffmpeg_header(reader: Reader) -> Header:
+    stream = reader.stream
+    reader.close()
+    return Header(stream.duration, stream.sampling_rate, stream.channels, stream.codec)
 
 
 def header_seconds(data: bytes | Path, longest: float) -> float:
@@ -143,8 +167,11 @@ def header_seconds(data: bytes | Path, longest: float) -> float:
     return seconds if seconds is not None and 0 <= seconds <= longest else 0.0
 
 
-def decode(data: bytes | Path, limits: DecodeLimits) -> Decoded:
+def decode(data: bytes | Path, limits: DecodeLimits, channels: str = "mean") -> Decoded:
     """Decode a clip. Memory is bounded by the limits, whatever the header claims; may be called from many threads.
+
+    channels: how several are mixed to one, `mean`, `first` or `loudest`. Channels of opposite phase are not averaged:
+    the loudest one is used (`Decoded.channel`).
 
     Raises:
         ClipError: empty_file, too_large, unreadable, bad_sampling_rate, too_many_channels, truncated, empty_audio,
@@ -152,23 +179,42 @@ def decode(data: bytes | Path, limits: DecodeLimits) -> Decoded:
         ClipRejection: duration_s, where the header or the stream itself is longer than allowed.
     """
     encoded = _read_bytes(data, limits.max_bytes)
+    mixer = first = Mixer(channels)
+    decoded = _decode(encoded, limits, mixer)
+    if first.second_pass is not None:
+        mixer = Mixer(first.second_pass)
+        decoded = _decode(encoded, limits, mixer)
+    return replace(decoded, channel=mixer.channel, correlation=first.correlation)
+
+
+def _decode(encoded: bytes, limits: DecodeLimits, mixer: Mixer) -> Decoded:
     try:
-        stream = _open_stream(_Bytes(with_open_end(encoded)), encoded)
+        stream = _open_encoded(encoded)
     except ClipError:
         check_container(encoded)  # a cut in the header is a cut, too
-        raise
-    mpeg = walk_mpeg(encoded) if stream.format == "MP3" else None
+        if (demuxer := demuxer_of(encoded)) is None:
+            raise
+        return _decoded(encoded, *_decode_with_ffmpeg(encoded, demuxer, limits, mixer))
+    mpeg = None
+    if stream.format == "MP3":
+        _check_header(_header(stream), limits, length=False)
+        mpeg = walk_mpeg(encoded, math.ceil((limits.max_seconds + 1) * stream.samplerate / LEAST_MPEG_SAMPLES))
     if mpeg is not None:
+        seconds = mpeg.found * mpeg.samples / stream.samplerate
+        if seconds > limits.max_seconds + MPEG_PADDING_S:
+            raise _too_long(seconds, limits.max_seconds, "at least ")
         check_mpeg(mpeg)
         if not mpeg.counted and mpeg.layer == 3:
-            # libmpg123 would guess the length from the first frame, and stop there.
+            # libmpg123 would guess the length from the first frame, or believe the count, and stop there.
             stream.close()
-            stream = _open_stream(_Bytes(count_frame(encoded, mpeg) + encoded[mpeg.first :]), encoded)
+            whole = count_frame(encoded, mpeg) + encoded[mpeg.first :]
+            stream = _open_stream(_Bytes(with_count(encoded, mpeg) if mpeg.miscounted else whole), encoded)
     with stream:
         header = _header(stream)
         _check_header(header, limits)
         check_container(encoded)
-        samples = _read_mono(stream, limits.max_seconds)
+        promised = stream.frames if stream.format == "FLAC" else None
+        samples = _read_mono(stream, limits.max_seconds, mixer, promised)
         guessed = header.duration is None or ("MPEG_LAYER" in stream.subtype and (mpeg is None or mpeg.layer != 3))
         expected = 0 if guessed else stream.frames
     slack = 2 * mpeg.samples if mpeg is not None else 0  # lost where a stream was cut out of another one
@@ -178,6 +224,40 @@ def decode(data: bytes | Path, limits: DecodeLimits) -> Decoded:
         raise ClipError("truncated", _missing(len(samples), expected, header.sampling_rate))
     if len(samples) == 0:
         raise ClipError("empty_audio", "the header is valid but no samples follow")
+    return _decoded(encoded, header, samples)
+
+
+def _decode_with_ffmpeg(encoded: bytes, demuxer: str, limits: DecodeLimits, mixer: Mixer) -> tuple[Header, np.ndarray]:
+    reader = open_bytes(encoded, demuxer)
+    try:
+        stream = reader.stream
+        header = Header(stream.duration, stream.sampling_rate, stream.channels, stream.codec)
+        _check_header(header, limits)
+        most = math.floor(limits.max_seconds * header.sampling_rate)
+        blocks: list[np.ndarray] = []
+        total = 0
+        for block in reader.blocks(limits.max_seconds):
+            if reader.stream is not stream:
+                stream = reader.stream
+                header = Header(stream.duration, stream.sampling_rate, stream.channels, stream.codec)
+                _check_header(header, limits)
+                most = math.floor(limits.max_seconds * header.sampling_rate)
+            if not len(block):
+                continue
+            _check_values(block, total, header.sampling_rate)
+            blocks.append(mixer(block))
+            total += len(block)
+            if total > most:
+                raise _too_long(total / header.sampling_rate, limits.max_seconds, "at least ")
+        check_length(stream, total)
+    finally:
+        reader.close()
+    if not total:
+        raise ClipError("empty_audio", "the header is valid but no samples follow")
+    return header, np.concatenate(blocks)
+
+
+def _decoded(encoded: bytes, header: Header, samples: np.ndarray) -> Decoded:
     pcm = hashlib.sha256(struct.pack("<I", header.sampling_rate))
     pcm.update(samples.astype("<f4", copy=False).data)
     return Decoded(
@@ -226,6 +306,16 @@ def _open_stream(source: int | io.BytesIO, start: bytes) -> _Stream:
         raise ClipError("unreadable", f"{_detail(error)}; the file begins like {looks}") from None
 
 
+def _open_encoded(encoded: bytes) -> _Stream:
+    try:
+        return _open_stream(_Bytes(with_open_end(encoded)), encoded)
+    except ClipError:  # libmpg123 finds nothing to open if too few frames are counted
+        mpeg = walk_mpeg(encoded, 1000) if encoded[:1] in (b"\xff", b"I") else None
+        if mpeg is None or not mpeg.miscounted:
+            raise
+    return _open_stream(_Bytes(with_count(encoded, mpeg)), encoded)
+
+
 def _detail(error: Exception) -> str:
     return str(getattr(error, "error_string", error)).strip().rstrip(".") or type(error).__name__
 
@@ -236,14 +326,14 @@ def _header(stream: soundfile.SoundFile) -> Header:
     return Header(duration, stream.samplerate, stream.channels, f"{stream.format}/{stream.subtype}")
 
 
-def _check_header(header: Header, limits: DecodeLimits) -> None:
+def _check_header(header: Header, limits: DecodeLimits, length: bool = True) -> None:
     if header.channels > limits.max_channels:
         message = f"{header.channels} channels; enhance.max_channels allows {limits.max_channels}"
         raise ClipError("too_many_channels", message)
     if not limits.min_rate <= header.sampling_rate <= limits.max_rate:
         message = f"{header.sampling_rate} Hz is outside {limits.min_rate} to {limits.max_rate} Hz"
         raise ClipError("bad_sampling_rate", message)
-    if header.duration is not None and header.duration > limits.max_seconds:
+    if length and header.duration is not None and header.duration > limits.max_seconds:
         raise _too_long(header.duration, limits.max_seconds, "")
 
 
@@ -255,35 +345,36 @@ def _missing(there: int, promised: int, rate: int) -> str:
     return f"{there} of {promised} frames are there ({there / rate:.2f} of {promised / rate:.2f} s)"
 
 
-def _read_mono(stream: soundfile.SoundFile, max_seconds: float) -> np.ndarray:
-    """The mean of the channels (n,), block by block and never past the limit: the header may lie."""
+def _read_mono(
+    stream: soundfile.SoundFile, max_seconds: float, mixer: Mixer, promised: int | None = None
+) -> np.ndarray:
+    """One channel (n,), block by block and never past the limit: the header may lie.
+
+    `promised`: frames after which the stream may be followed by something else, such as a tag that libsndfile takes for
+    a damaged frame. If more sound follows, it is read.
+    """
     rate = stream.samplerate
     most = math.floor(max_seconds * rate)
     size = max(1, BLOCK_SAMPLES // stream.channels)
     blocks: list[np.ndarray] = []
     total = 0
     while total <= most:
+        wanted = min(size, promised - total) if promised and total < promised else size
         try:
-            block = stream.read(size, dtype="float32", always_2d=True)
+            block = stream.read(wanted, dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, RuntimeError) as error:
+            if total == promised:
+                break
             message = f"the stream ends or is damaged after {total / rate:.2f} s: {_detail(error)}"
             raise ClipError("truncated", message) from None
         if len(block) == 0:
-            return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+            break
         _check_values(block, total, rate)
-        blocks.append(_mono(block))
+        blocks.append(mixer(block))
         total += len(block)
-    raise _too_long(total / rate, max_seconds, "at least ")
-
-
-def _mono(block: np.ndarray) -> np.ndarray:
-    """Mean of the channels. Adding zero turns -0 into 0, which some containers cannot hold (the hash would differ)."""
-    zero = np.float32(0)
-    if block.shape[1] == 1:
-        return block[:, 0] + zero
-    if block.shape[1] == 2:
-        return np.float32(0.5) * (block[:, 0] + block[:, 1]) + zero
-    return block.mean(axis=1, dtype=np.float64).astype(np.float32) + zero  # float64: exact where all are equal
+    else:
+        raise _too_long(total / rate, max_seconds, "at least ")
+    return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
 
 
 def _check_values(block: np.ndarray, offset: int, rate: int) -> None:
@@ -291,5 +382,12 @@ def _check_values(block: np.ndarray, offset: int, rate: int) -> None:
     if not math.isfinite(peak):
         at = offset + int(np.argmin(np.isfinite(block).all(axis=1)))
         raise ClipError("non_finite", f"the sample at {at / rate:.3f} s is NaN or infinite")
-    if peak > ABSURD:
-        raise ClipError("out_of_range", f"a sample is {peak:.3g} times full scale")
+    if peak > LOUDEST or (peak > 1 and np.array_equal(block, np.rint(block))):
+        bits = next((bits for bits in (16, 24, 32) if peak <= 1 << (bits - 1)), None)
+        if bits is None:
+            raise ClipError("out_of_range", f"a sample is {peak:.3g} times full scale")
+        raise ClipError(
+            "out_of_range",
+            f"float samples up to {peak:.6g}, where full scale is 1: they are on the scale of {bits}-bit integers. "
+            f"Divide them by {1 << (bits - 1)} (ffmpeg -i IN -af volume=1/{1 << (bits - 1)} OUT)",
+        )

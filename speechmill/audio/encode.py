@@ -1,4 +1,4 @@
-"""FLAC, as every stage writes and reads it."""
+"""Write and read FLAC, the same way in every stage."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FULL_SCALE = 32768
 
 
 def encode_flac(samples: np.ndarray, sampling_rate: int) -> bytes:
-    """float32 (n,) in [-1, 1] -> FLAC bytes, mono, 16 bit; the same samples always give the same bytes.
+    """float32 (n,) in [-1, 1] -> FLAC bytes, mono, 16 bit. The same samples always give the same bytes.
 
     Rounds half to even and clips at full scale, without dither, so decoding and encoding again changes nothing.
 
     Raises:
-        ClipError: empty_audio without samples, non_finite where one is NaN or infinite.
+        ClipError: empty_audio without samples; non_finite if a sample is NaN or infinite.
     """
     if len(samples) == 0:
         raise ClipError("empty_audio", "no samples are left to write")
@@ -36,7 +36,7 @@ def decode_flac(data: bytes) -> tuple[np.ndarray, int]:
     """FLAC bytes that `encode_flac` wrote -> float32 (n,) in [-1, 1), sampling rate in Hz.
 
     Raises:
-        ClipError: unreadable, where a shard is damaged.
+        ClipError: unreadable if the shard is damaged.
     """
     try:
         return soundfile.read(io.BytesIO(data), dtype="float32")

@@ -9,7 +9,7 @@ import soxr
 def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     """float32 (n,) at `from_rate` -> float32 (round(n * to / from),) at `to_rate`, by soxr's HQ filter.
 
-    Equal rates give the array itself.
+    Returns the array itself if the rates are equal.
     """
     if from_rate == to_rate:
         return samples

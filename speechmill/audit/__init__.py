@@ -1,1 +1,1 @@
-"""What people hear in a sample of clips, held against what was decided: `speechmill audit`."""
+"""Evaluates blind listening tests: compares listeners' judgements of a sample with the decisions. Reads reports; decides nothing."""

@@ -1,4 +1,4 @@
-"""How far judgements agree: shares of weighted samples with their intervals, and agreement beyond chance."""
+"""Agreement of judgements: weighted shares with confidence intervals, and agreement beyond chance."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from speechmill.intervals import wilson
+from speechmill.utils.statistics import wilson
 
-HALF_WIDTH = 0.05  # of an interval that is narrow enough
+HALF_WIDTH = 0.05  # target half-width of a confidence interval
 
 
 def weighted_share(hits: ArrayLike, weights: ArrayLike) -> dict[str, Any]:
-    """The share of `hits` (N,) bool under `weights` (N,) > 0, with its 95 % Wilson interval; None without any.
+    """The share of `hits` (N,) bool under `weights` (N,) > 0, with its 95 % Wilson interval; None if N is 0.
 
-    The interval is that of `effective` equal answers, (sum w)^2 / sum w^2 (Kish, Survey Sampling, 1965). That counts what unequal
-    weights cost and not what strata gain, and so is rather too wide than too narrow; and it holds where all agree.
+    The interval is that of `effective` answers of equal weight, (sum w)^2 / sum w^2 (Kish, Survey Sampling, 1965).
+    It includes the loss by unequal weights but not the gain by strata, so it is too wide rather than too narrow. It
+    is also valid if all answers agree.
     """
     hit, weight = np.asarray(hits, bool), np.asarray(weights, np.float64)
     if not len(hit):
@@ -28,7 +29,7 @@ def weighted_share(hits: ArrayLike, weights: ArrayLike) -> dict[str, Any]:
 
 
 def answers_needed(estimate: dict[str, Any]) -> int:
-    """How many more answers narrow the interval of a `weighted_share` to +-5 points, if the share stays what it is."""
+    """Additional answers that narrow the interval of a `weighted_share` to +-5 points, if the share does not change."""
     if not estimate["answers"]:
         share, cost = 0.5, 1.0
     else:
@@ -40,7 +41,7 @@ def answers_needed(estimate: dict[str, Any]) -> int:
 
 
 def cohen_kappa(first: ArrayLike, second: ArrayLike) -> float | None:
-    """Agreement of two raters beyond chance, of their labels (N,) of the same things; None where chance alone agrees.
+    """Agreement of two raters beyond chance, by their labels (N,) of the same items; None if chance agreement is 1.
 
     Cohen, Educational and Psychological Measurement 20(1), 1960.
     """
@@ -48,11 +49,11 @@ def cohen_kappa(first: ArrayLike, second: ArrayLike) -> float | None:
     if not len(a):
         return None
     chance = sum(float(np.mean(a == label) * np.mean(b == label)) for label in np.union1d(a, b))
-    return _beyond(float(np.mean(a == b)), chance)
+    return _beyond_chance(float(np.mean(a == b)), chance)
 
 
 def fleiss_kappa(counts: ArrayLike) -> float | None:
-    """The same for more raters: `counts` (N, K), how many of them gave each thing each label, as many for every thing.
+    """The same for more raters. `counts` (N, K): raters who gave item n label k; the row sums are equal.
 
     Fleiss, Psychological Bulletin 76(5), 1971.
     """
@@ -61,8 +62,8 @@ def fleiss_kappa(counts: ArrayLike) -> float | None:
         return None
     raters = table[0].sum()
     observed = np.mean((np.sum(table**2, axis=1) - raters) / (raters * (raters - 1)))
-    return _beyond(float(observed), float(np.sum((table.sum(axis=0) / table.sum()) ** 2)))
+    return _beyond_chance(float(observed), float(np.sum((table.sum(axis=0) / table.sum()) ** 2)))
 
 
-def _beyond(observed: float, chance: float) -> float | None:
+def _beyond_chance(observed: float, chance: float) -> float | None:
     return None if chance >= 1 else (observed - chance) / (1 - chance)

@@ -1,4 +1,4 @@
-"""The sheet of a listening audit: what one person answered, as the page of the report saves it."""
+"""The sheet of a listening audit: the answers of one listener, as the report page saves them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from speechmill.errors import SpeechmillError
-from speechmill.manifest import CLIP_ID_DIGITS
 from speechmill.report.audit_sample import FORMAT, MAX_CLIPS, VERSION
-from speechmill.text import plain
+from speechmill.tables.batches import CLIP_ID_DIGITS
+from speechmill.utils.text import plain
 
 MAX_BYTES = 1_000_000
 SCHEMA = {
@@ -47,7 +47,7 @@ SCHEMA = {
 
 @dataclass(frozen=True)
 class Sheet:
-    """Answers of one person, by the ids of the clips; `listener` is the file's path if the sheet names nobody."""
+    """Answers of one listener by clip id. `listener` is the file's path if the sheet has no name."""
 
     path: Path
     listener: str
@@ -60,7 +60,7 @@ def read_sheet(path: Path) -> Sheet:
     """Read and check a sheet.
 
     Raises:
-        SpeechmillError: it cannot be read, or is no sheet.
+        SpeechmillError: it cannot be read, or is not a valid sheet.
     """
     from jsonschema import Draft202012Validator
 
@@ -74,22 +74,22 @@ def read_sheet(path: Path) -> Sheet:
     try:
         content = json.loads(data.decode("utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError):
-        _refuse(path, "it is no JSON")
+        _refuse(path, "it is not valid JSON")
     problem = next(Draft202012Validator(SCHEMA).iter_errors(content), None)
     if problem:
         where = "".join(f" {plain(part, 40)}" for part in problem.absolute_path)
         _refuse(path, f"{where and f'in{where}: '}{plain(problem.message, 200)}")
-    twice = [name for name, times in Counter(clip["id"] for clip in content["clips"]).items() if times > 1]
-    if twice:
-        _refuse(path, f"clip {twice[0]} is there twice")
+    repeated = [name for name, times in Counter(clip["id"] for clip in content["clips"]).items() if times > 1]
+    if repeated:
+        _refuse(path, f"clip {repeated[0]} occurs twice")
     listener = plain(content.get("listener") or "", 100) or str(path)
     answers = {clip["id"]: clip for clip in content["clips"]}
     return Sheet(path, listener, content["dataset"], content["profile_sha256"], answers)
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _refuse(path: Path, why: str) -> NoReturn:
-    raise SpeechmillError(f"{path} is no sheet of a listening audit: {why}. Save it from the report's page again")
+    raise SpeechmillError(f"{path} is not a sheet of a listening audit: {why}. Save it from the report page again")

@@ -1,4 +1,4 @@
-"""The threshold at which decisions agree most with what people said, and how sure that is."""
+"""The threshold at which decisions agree best with the listeners' answers, and its confidence interval."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from numpy.typing import ArrayLike
 
 RESAMPLES = 2000
 SEED = 0
-MIN_ANSWERS = 10  # fewer give no advice
-AT_END = 0.02  # how far a threshold lies at the most from the clips that are all on its one side
-EVEN = 1e-9  # of the sum of weights: closer sums differ by rounding alone
+MIN_ANSWERS = 10  # that advice needs
+AT_END = 0.02  # maximum distance of a threshold from the clips, if all of them are on one side of it
+TIE_TOLERANCE = 1e-9  # of the sum of weights: smaller differences are rounding errors
 
 
 def best_threshold(
@@ -19,10 +19,10 @@ def best_threshold(
 ) -> dict[str, Any]:
     """The threshold that maximises the weighted share of clips (N,) that are accepted if and only if they are `fit`.
 
-    Every threshold of a span between two audited clips agrees as well: `threshold` is `today` if that is in the span,
-    else the shortest number near its middle; of several spans the nearest to `today` counts. `low` and `high` bound it
-    in 95 % of `RESAMPLES` draws from each of `groups` (N,) with replacement, spans counted to their ends, for within
-    them nothing was heard.
+    All thresholds between two neighbouring audited clips agree equally. If the best such span contains `today`, then
+    `threshold` is `today`, else it is the shortest number near the middle of the span. Of several best spans the one
+    nearest to `today` counts. `low` and `high` are the 95 % bootstrap interval, from RESAMPLES draws with replacement
+    within each of `groups` (N,). They include whole spans, because no clip within a span was judged.
     """
     order = np.argsort(np.asarray(closeness, np.float64), kind="stable")
     value, right = np.asarray(closeness, np.float64)[order], np.asarray(fit, bool)[order]
@@ -43,14 +43,14 @@ def best_threshold(
 
 
 def _span(value: np.ndarray, fit: np.ndarray, weight: np.ndarray, today: float) -> tuple[float, float]:
-    """Thresholds low < t <= high that agree most, of clips in ascending order of closeness; low is -1 below all."""
+    """Thresholds low < t <= high that agree best, for clips in ascending order of closeness; low is -1 below all."""
     # A threshold before clip k accepts it and all that follow.
     agree = np.concatenate([[0.0], np.cumsum(weight * ~fit)]) + np.concatenate(
         [np.cumsum((weight * fit)[::-1])[::-1], [0.0]]
     )
     ends = np.concatenate([[-1.0], value, [1.0]])
-    possible = ends[1:] > ends[:-1]  # none between clips that are equally close
-    best = possible & (agree >= agree[possible].max() - EVEN * weight.sum())
+    possible = ends[1:] > ends[:-1]  # no threshold separates clips of equal closeness
+    best = possible & (agree >= agree[possible].max() - TIE_TOLERANCE * weight.sum())
     spans: list[tuple[float, float]] = []
     for k in np.flatnonzero(best):
         low, high = float(ends[k]), float(ends[k + 1])
@@ -61,7 +61,7 @@ def _span(value: np.ndarray, fit: np.ndarray, weight: np.ndarray, today: float) 
 
 
 def _short(low: float, high: float) -> float:
-    """The number with the fewest decimals near the middle of low < t <= high, or near the last clip if all are beyond."""
+    """The number with the fewest decimals near the middle of low < t <= high, or near the last clip at either end."""
     if low < 0:
         low = max(0.0, high - AT_END)
     elif high == 1:

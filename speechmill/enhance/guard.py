@@ -1,17 +1,17 @@
 """The do-no-harm guard: per clip, whether the original or the denoised audio is published.
 
-Denoising changes speech too. Where there is little noise to remove, that is all it does, and where the background is
-itself speech, it removes the talker with it. On prompts mixed with noise at known SNR, RNNoise at 12 dB gains 7 dB
-SI-SDR at 0 dB, 4 dB at 15 dB and nothing near 22 dB; in babble it gains 1 dB at most and mostly loses. So the
-original stays unless all of these hold, each measured on the clip alone:
+Denoising also damages speech. With little noise, the damage is its only effect, and if the background is speech, it
+removes the talker as well. On prompts mixed with noise at known SNR, RNNoise at 12 dB gains 7 dB SI-SDR at 0 dB, 4 dB
+at 15 dB and nothing near 22 dB; in babble it gains at most 1 dB and mostly loses. So the guard keeps the original
+unless all of these criteria hold. Each is measured on the clip alone:
 
-* `input_snr_db`: the input is noisy enough that removing noise outweighs the damage;
-* `speech_kept`: what was speech before is speech afterwards, to the same voice activity detector;
-* `noise_removed_db`: in the pauses the denoiser removes nearly all that its level allows. A background that it only
-  dims is one that it takes for speech in part (babble), and then it dims speech as well. A clip without pauses
-  shows nothing of this and has to be noisier.
+* `input_snr_db`: the input is so noisy that removing noise outweighs the damage;
+* `speech_kept`: the voice activity detector still finds the speech that it found in the original;
+* `noise_removed_db`: in the pauses the denoiser removes nearly all that its level allows. If it only dims the
+  background, it partly mistakes the background for speech (babble), and then it dims speech as well. A clip without
+  pauses gives no evidence of this, so it has to be noisier.
 
-DNSMOS P.808 of both variants was tried as a fourth criterion: it improved no decision.
+DNSMOS P.808 of both variants, tested as a fourth criterion, improved no decision.
 """
 
 from __future__ import annotations
@@ -23,22 +23,21 @@ from typing import Literal
 import numpy as np
 import torch
 
+from speechmill.audio.vad import CHUNK
 from speechmill.enhance import LEVELS_DB
-from speechmill.vad import CHUNK
 
-MIN_PAUSE_CHUNKS = 3  # fewer say nothing about the background
-DIGITAL_SILENCE = 1e-11  # mean square; has no noise that could be removed
-FULLY_REMOVED = 0.2  # amplitude that the unlimited denoiser leaves of a background that it takes for noise, at most
+MIN_PAUSE_CHUNKS = 3  # that are needed as evidence of the background
+DIGITAL_SILENCE = 1e-11  # mean square; contains no noise to remove
+FULLY_REMOVED = 0.2  # largest relative amplitude that the unlimited denoiser leaves of a background that it removes
 
 
 @dataclass(frozen=True)
 class GuardEvidence:
-    """What was measured of one clip at 16 kHz.
+    """Measurements of one clip at 16 kHz.
 
-    input_snr_db: SNR of the original in dB, NaN where it could not be measured. speech_kept: share 0..1 of the
-    original's speech chunks that are still speech; 1 where there were none. removed_db: how much quieter its
-    speech chunks became, in dB. noise_removed_db: how much quieter its pauses became, median in dB; NaN where
-    there are hardly any.
+    input_snr_db: SNR of the original in dB, NaN if it could not be measured. speech_kept: share 0..1 of the
+    original's speech chunks that are still speech; 1 if there were none. removed_db: attenuation of its speech chunks
+    in dB. noise_removed_db: median attenuation of its pauses in dB; NaN with fewer than MIN_PAUSE_CHUNKS.
     """
 
     input_snr_db: float
@@ -49,7 +48,7 @@ class GuardEvidence:
 
 @dataclass(frozen=True)
 class GuardThresholds:
-    """Bounds of the rule: chosen on English prompts in noise, checked on Spanish ones."""
+    """Bounds of the criteria, chosen on English prompts in noise and validated on Spanish ones."""
 
     clean_enough_db: float = 18.0
     clean_enough_without_pauses_db: float = 10.0
@@ -58,21 +57,21 @@ class GuardThresholds:
 
     @classmethod
     def for_level(cls, level: str) -> GuardThresholds:
-        """The bounds at an attenuation limit, which itself bounds what can be removed from a pause."""
+        """The bounds for a level, whose attenuation limit also limits how much is removed from a pause."""
         share = 10 ** (-LEVELS_DB[level] / 20)
         return cls(noise_removed_db=round(abs(20 * math.log10(share + (1 - share) * FULLY_REMOVED)), 1))
 
 
 @dataclass(frozen=True)
 class Decision:
-    """`reason` names the criterion that decided, with its value and its bound."""
+    """`reason` names the deciding criterion, with its value and its bound."""
 
     variant: Literal["original", "enhanced"]
     reason: str
 
 
 def decide_by_input(input_snr_db: float, thresholds: GuardThresholds) -> Decision | None:
-    """The decision where the input alone makes it, so that such a clip need not be denoised; None where it does not."""
+    """The decision if the input alone determines it, so that the clip need not be denoised; otherwise None."""
     if not math.isfinite(input_snr_db):
         return Decision("original", "not measured: input_snr_db")
     if input_snr_db >= (limit := thresholds.clean_enough_db):
@@ -81,7 +80,7 @@ def decide_by_input(input_snr_db: float, thresholds: GuardThresholds) -> Decisio
 
 
 def choose_variant(evidence: GuardEvidence, thresholds: GuardThresholds = GuardThresholds()) -> Decision:
-    """Apply the rule. What was not measured speaks for the original."""
+    """Apply all criteria. If one could not be measured, the original is kept."""
     snr, kept, removed = evidence.input_snr_db, evidence.speech_kept, evidence.noise_removed_db
     if (decision := decide_by_input(snr, thresholds)) is not None:
         return decision
@@ -124,10 +123,10 @@ def _evidence(
 ) -> GuardEvidence:
     """One clip: power and speech probability of its chunks, (T,) each, in the original and in the enhanced."""
     speech = p_before > 0.5
-    # A little below the usual threshold: a probability that only wavers around it is no lost speech.
+    # Below the usual threshold, so that a probability which only fluctuates around it does not count as lost speech.
     kept = float((p_after[speech] > 0.35).mean()) if speech.any() else 1.0
     removed = 10 * math.log10((before[speech].sum() + 1e-12) / (after[speech].sum() + 1e-12))
-    # In both variants: noise can hide speech from the detector, and half removed babble can hide from it too.
+    # Pauses of both variants: noise can hide speech from the detector, and so can partly removed babble.
     pauses = (np.maximum(p_before, p_after) < 0.5) & (before > DIGITAL_SILENCE)
     drop = 10 * np.log10(before[pauses] / (after[pauses] + 1e-12))
     noise_removed = float(np.median(drop)) if len(drop) >= MIN_PAUSE_CHUNKS else math.nan

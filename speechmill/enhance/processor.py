@@ -1,4 +1,4 @@
-"""What the enhance job does with clips: decode in threads, compute a device batch, encode in threads.
+"""The steps of the enhance job: decode in threads, compute a device batch, encode in threads.
 
 decode, mono, resample -> voice activity, input metrics -> denoise -> guard -> trim -> loudness -> FLAC.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,28 @@ import torch
 from speechmill import __version__
 from speechmill.audio.decode import Decoded, DecodeLimits, decode
 from speechmill.audio.encode import encode_flac
-from speechmill.audio.loudness import integrated_loudness, normalization_gain_db, true_peak_dbtp
+from speechmill.audio.loudness import (
+    ABSOLUTE_GATE,
+    integrated_loudness,
+    loudest_block_lufs,
+    normalization_gain_db,
+    true_peak_dbtp,
+)
 from speechmill.audio.resample import resample
+from speechmill.audio.vad import (
+    CHUNK,
+    SileroVad,
+    VadOptions,
+    longest_pause_s,
+    speech_seconds,
+    speech_segments,
+    vad_versions,
+)
+from speechmill.audio.vad import RATE as MODEL_RATE
 from speechmill.config import result_settings
-from speechmill.engine import pad
+from speechmill.dedup.fingerprint import fingerprint
+from speechmill.engine.device_errors import is_machine_error
+from speechmill.engine.tensors import pad
 from speechmill.enhance import Enhancer, limit_attenuation, load_enhancer
 from speechmill.enhance.guard import (
     Decision,
@@ -32,33 +50,30 @@ from speechmill.enhance.guard import (
     measure_evidence,
 )
 from speechmill.errors import ClipError, ClipRejection
-from speechmill.faults import is_machine_fault
-from speechmill.files import sha256_json
-from speechmill.fingerprint import fingerprint
 from speechmill.metrics import ClipBatch, clip_ratio, dc_offset, measure_input_signal, peak_dbfs
-from speechmill.preflight import as_preflight_found, check_models
-from speechmill.transcript import count_characters
-from speechmill.vad import CHUNK, SileroVad, VadOptions, longest_pause_s, speech_seconds, speech_segments, vad_versions
-from speechmill.vad import RATE as MODEL_RATE
+from speechmill.metrics.found import as_preflight_found, check_models
+from speechmill.sources.transcript import count_characters
+from speechmill.storage.files import sha256_json
 
 
 @dataclass
 class Clip:
-    """One clip on its way: its manifest row, what decoding found, and its samples at the rates that are needed."""
+    """A decoded clip: its manifest row, the result of decoding, and its samples at the rates that are needed."""
 
     row: dict[str, Any]
     decoded: Decoded
     model: np.ndarray  # float32 at MODEL_RATE
     original: np.ndarray  # float32 at the published rate
     measured: dict[str, float] = field(default_factory=dict)
+    offset: float = 0.0  # mean that was subtracted from the decoded samples
 
 
-Loaded = tuple[dict[str, Any], Clip | ClipError | ClipRejection]  # with its row
+Loaded = tuple[dict[str, Any], Clip | ClipError | ClipRejection]  # manifest row, decoded clip
 
 
 @dataclass(frozen=True)
 class Enhanced:
-    """What one clip became: the columns of ENHANCED and its metrics."""
+    """The result for one clip: the columns of ENHANCED and its metrics."""
 
     values: dict[str, Any]
 
@@ -68,9 +83,9 @@ Outcome = Enhanced | ClipError | ClipRejection
 
 @dataclass(frozen=True)
 class Choice:
-    """What is published of a clip, and why: samples, float32 at the published rate, not yet trimmed.
+    """The variant to publish, and why. samples: float32 at the published rate, not yet trimmed.
 
-    removed_db: how much quieter its speech became by denoising; 0 where the original is published.
+    removed_db: attenuation of its speech by denoising; 0 for the original.
     """
 
     decision: Decision
@@ -79,7 +94,7 @@ class Choice:
 
 
 class Processor:
-    """Models and settings of a job; `process` turns decoded clips into outcomes, one device batch at a time."""
+    """Models and settings of a job. `process` computes the outcomes of one device batch of decoded clips."""
 
     def __init__(self, config: dict[str, Any], found: Mapping[str, Any], device: str, pool: ThreadPoolExecutor):
         self.settings = config["enhance"]
@@ -101,7 +116,7 @@ class Processor:
         self.config_sha256 = sha256_json(result_settings(self.settings))
 
     def load(self, item: tuple[dict[str, Any], bytes | Path | ClipError]) -> Loaded:
-        """Decode one clip and measure what resampling would hide. Called from many threads."""
+        """Decode one clip, and measure what resampling hides. Called from many threads."""
         row, data = item
         if isinstance(data, ClipError):
             return row, data
@@ -110,12 +125,12 @@ class Processor:
         except (ClipError, ClipRejection) as error:
             return row, error
         except Exception as error:
-            if is_machine_fault(error):
+            if is_machine_error(error):
                 raise
             return row, ClipError("decode_failed", f"{type(error).__name__}: {error}")
 
     def _load(self, row: dict[str, Any], data: bytes | Path) -> Clip:
-        decoded = decode(data, self.limits)
+        decoded = decode(data, self.limits, self.settings["channels"])
         if isinstance(data, Path) and row.get("sha256") not in (None, decoded.input_sha256):
             raise ClipError("changed", "the file was changed after it was listed; run again to list it anew")
         samples = decoded.samples
@@ -123,13 +138,16 @@ class Processor:
             "input_clip_ratio": clip_ratio(samples),
             "input_peak_dbfs": peak_dbfs(samples),
             "input_dc_offset": dc_offset(samples),
+            "input_channel_correlation": decoded.correlation,
         }
+        samples, offset = remove_offset(samples)
+        decoded = replace(decoded, samples=samples)
         at = {rate: resample(samples, decoded.sampling_rate, rate) for rate in {MODEL_RATE, self.rate}}
         row["fingerprint"] = fingerprint(at[MODEL_RATE])
-        return Clip(row, decoded, at[MODEL_RATE], at[self.rate], measured)
+        return Clip(row, decoded, at[MODEL_RATE], at[self.rate], measured, offset)
 
     def process(self, clips: Sequence[Clip]) -> list[Outcome]:
-        """One device batch: clips of similar length -> an outcome per clip, in their order."""
+        """Compute one device batch, clips of similar length. Returns an outcome per clip, in their order."""
         batch, lengths = pad([clip.model for clip in clips], self.device, multiple=CHUNK)
         probabilities = self.vad.probabilities(batch, lengths)
         inputs = measure_input_signal(ClipBatch(batch, lengths, probabilities))
@@ -142,6 +160,8 @@ class Processor:
             steps = -(-len(clip.model) // CHUNK)
             segments[index] = speech_segments(heard[index, :steps], len(clip.model), self.vad_options)
             try:
+                if not math.isfinite(clip.measured["input_loudness_lufs"]):
+                    _check_level(clip.model, MODEL_RATE)
                 spans[index] = self._span(segments[index], len(clip.model))
             except ClipRejection as rejection:
                 outcomes[index] = rejection
@@ -154,11 +174,11 @@ class Processor:
         for index, outcome in zip(spans, delivered, strict=True):
             outcomes[index] = outcome
         found = [outcome for outcome in outcomes if outcome is not None]
-        assert len(found) == len(clips), "a clip was lost"
+        assert len(found) == len(clips), "a clip has no outcome"
         return found
 
     def _span(self, segments: list[tuple[int, int]], size: int) -> tuple[int, int]:
-        """The samples at MODEL_RATE to keep: first to last speech, padded; rejects what holds too little."""
+        """First and last sample at MODEL_RATE to keep: all speech, padded. Rejects a clip with too little speech."""
         seconds = speech_seconds(segments)
         minimum = self.settings["min_speech_seconds"]
         if not segments or seconds < minimum:
@@ -178,7 +198,7 @@ class Processor:
         return start, stop
 
     def _decided(self, clip: Clip) -> Decision | None:
-        """What can be decided without denoising the clip; None where it has to be tried."""
+        """The decision that needs no denoising of the clip; None if it has to be denoised."""
         if self.enhancer is None:
             return Decision("original", "no enhancer")
         return decide_by_input(clip.measured["input_snr_db"], self.thresholds) if self.settings["guard"] else None
@@ -186,7 +206,7 @@ class Processor:
     def _choose(
         self, clips: list[Clip], batch: torch.Tensor, lengths: torch.Tensor, probabilities: torch.Tensor
     ) -> list[Choice]:
-        """Denoise clips and choose what is published of each."""
+        """Denoise clips, and choose the variant of each to publish."""
         denoised = self._denoised(clips)
         choices = []
         for i, evidence in enumerate(self._evidence(clips, denoised[MODEL_RATE], batch, lengths, probabilities)):
@@ -200,7 +220,7 @@ class Processor:
         return choices
 
     def _denoised(self, clips: list[Clip]) -> dict[int, list[np.ndarray]]:
-        """The denoised clips at the published rate and at MODEL_RATE, as long as their originals there."""
+        """The denoised clips at the published rate and at MODEL_RATE, with the lengths of their originals."""
         assert self.enhancer is not None
         rate = self.native_rate
         natives = list(self.pool.map(lambda c: resample(c.decoded.samples, c.decoded.sampling_rate, rate), clips))
@@ -224,7 +244,7 @@ class Processor:
         lengths: torch.Tensor,
         probabilities: torch.Tensor,
     ) -> list[GuardEvidence]:
-        """What the guard decides by, measured at MODEL_RATE on the whole clip."""
+        """The guard's evidence, measured at MODEL_RATE on whole clips."""
         enhanced, _ = pad(denoised, self.device, multiple=CHUNK)
         size = enhanced.shape[1]  # `batch` may be padded to a longer clip that is not among these
         return measure_evidence(
@@ -236,13 +256,16 @@ class Processor:
             np.array([clip.measured["input_snr_db"] for clip in clips]),
         )
 
-    def _deliver(self, clip: Clip, span: tuple[int, int], segments: list[tuple[int, int]], choice: Choice) -> Enhanced:
-        """Trim, set the loudness, encode. Called from many threads."""
-        published, gain = self._normalized(choice.samples, span)
+    def _deliver(self, clip: Clip, span: tuple[int, int], segments: list[tuple[int, int]], choice: Choice) -> Outcome:
+        """Trim, normalise loudness, encode. Called from many threads."""
         original = None
-        if choice.decision.variant == "enhanced" and self.settings["keep_original"]:
-            flac = encode_flac(self._normalized(clip.original, span)[0], self.rate)
-            original = {"bytes": flac, "path": f"{clip.row['id']}.original.flac"}
+        try:
+            published, gain = self._normalized(choice.samples, span)
+            if choice.decision.variant == "enhanced" and self.settings["keep_original"]:
+                flac = encode_flac(self._normalized(clip.original, span)[0], self.rate)
+                original = {"bytes": flac, "path": f"{clip.row['id']}.original.flac"}
+        except ClipRejection as rejection:
+            return rejection
         characters, seconds = count_characters(clip.row["text_norm"]), speech_seconds(segments)
         start, stop = span
         return Enhanced(
@@ -253,6 +276,8 @@ class Processor:
                 "sampling_rate": self.rate,
                 "variant": choice.decision.variant,
                 "variant_reason": choice.decision.reason,
+                "input_channel": clip.decoded.channel,
+                "offset_removed": clip.offset,
                 "trim_start_s": start / MODEL_RATE,
                 "trim_end_s": (len(clip.model) - stop) / MODEL_RATE,
                 "gain_db": gain,
@@ -273,21 +298,50 @@ class Processor:
         )
 
     def _normalized(self, samples: np.ndarray, span: tuple[int, int]) -> tuple[np.ndarray, float]:
-        """A clip at the published rate, trimmed and at the published loudness, and the gain in dB that gave it."""
+        """A clip at the published rate, trimmed and normalised, and the gain in dB that was applied.
+
+        Raises:
+            ClipRejection: level_lufs, the trimmed clip is too quiet to normalise.
+        """
         scale = self.rate / MODEL_RATE
         cut = samples[round(span[0] * scale) : round(span[1] * scale)]
         batch, lengths = pad([cut], "cpu")  # where loudness is measured
+        loudness = integrated_loudness(batch, lengths, self.rate)
+        if not math.isfinite(float(loudness)):
+            _check_level(cut, self.rate)
         gain = normalization_gain_db(
-            integrated_loudness(batch, lengths, self.rate),
+            loudness,
             true_peak_dbtp(batch, lengths, self.rate),
             self.settings["loudness_lufs"],
             self.settings["true_peak_dbtp"],
         )
-        # Down, so that the ceiling holds; `gain_db` has few digits and is exactly what was applied.
+        # Rounded down to stay below the ceiling. `gain_db` has few digits, and is exactly what was applied.
         rounded = math.floor(float(gain) * 100) / 100
         return cut * np.float32(10 ** (rounded / 20)), rounded
 
 
 def _fit(samples: np.ndarray, size: int) -> np.ndarray:
-    """Cut or pad by the sample or two that resampling there and back may differ."""
+    """Cut or pad to `size`: resampling to another rate and back can change the length by a sample or two."""
     return samples[:size] if len(samples) >= size else np.pad(samples, (0, size - len(samples)))
+
+
+def remove_offset(samples: np.ndarray) -> tuple[np.ndarray, float]:
+    """Subtract the mean (DC offset) of a clip (S,) float32. Returns the samples and the mean."""
+    offset = float(np.float32(np.mean(samples, dtype=np.float64))) if samples.size else 0.0
+    return samples - np.float32(offset), offset
+
+
+def _check_level(samples: np.ndarray, rate: int) -> None:
+    """Reject a clip whose loudness cannot be measured, because no block is above the gate of BS.1770.
+
+    Such a clip cannot be normalised, and voice activity detection misses speech at this level. Digital silence has no
+    level: it is left to the rule about speech.
+    """
+    level = loudest_block_lufs(samples, rate)
+    if math.isfinite(level):
+        raise ClipRejection(
+            "level_lufs",
+            level,
+            ABSOLUTE_GATE,
+            f"too quiet: the loudest 400 ms are at {level:.1f} LUFS, more than {ABSOLUTE_GATE:g} LUFS are needed",
+        )

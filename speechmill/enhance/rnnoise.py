@@ -2,9 +2,9 @@
 
 J.-M. Valin, "A Hybrid DSP/Deep Learning Approach to Real-Time Full-Band Speech Enhancement", MMSP 2018.
 
-Before all else the library filters its input by a 25 Hz high-pass, which turns the phase of a voice's lowest harmonics
-by 10 to 20 degrees. The same filter run backwards over the output turns it back. On clean speech that lifts the
-SI-SDR of the output from 16 to 23 dB, and only in phase can denoised audio be mixed with its original.
+The library first applies a 25 Hz high-pass to its input, which shifts the phase of a voice's lowest harmonics by 10 to
+20 degrees. The same filter run backwards over the output reverses the shift. On clean speech this raises the SI-SDR of
+the output from 16 to 23 dB, and mixing denoised audio with its original requires equal phases.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.signal import lfilter
 
 from speechmill.errors import SpeechmillError
-from speechmill.files import sha256_file
+from speechmill.storage.files import sha256_file
 
 RATE = 48_000
 FRAME = 480  # samples of 10 ms
-DELAY = 2 * FRAME  # the library answers two frames late
-SCALE = 32768.0  # it works on 16-bit values in floats
+DELAY = 2 * FRAME  # of the library's output
+SCALE = 32768.0  # the library expects 16-bit values as floats
 HIGH_PASS = ((1.0, -2.0, 1.0), (1.0, -1.99599, 0.99600))  # of rnnoise_process_frame, in src/denoise.c
 
 
@@ -37,7 +36,7 @@ def _library() -> tuple[ctypes.CDLL, str]:
     found = sorted(folder.glob("*rnnoise.*")) if folder else []
     path = next((p for p in found if p.suffix in (".so", ".dylib", ".dll")), None)
     if path is None:
-        raise SpeechmillError("the RNNoise library is not there: pip install pyrnnoise")
+        raise SpeechmillError("the RNNoise library is missing: pip install pyrnnoise")
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:  # another architecture or C library
@@ -51,7 +50,9 @@ def _library() -> tuple[ctypes.CDLL, str]:
 
 
 def denoise(samples: np.ndarray) -> np.ndarray:
-    """float32 (n,) at 48 kHz -> denoised float32 (n,), aligned. One state per clip; the GIL is released inside."""
+    """float32 (n,) at 48 kHz -> denoised float32 (n,), aligned. One state per clip; the call releases the GIL."""
+    from scipy.signal import lfilter  # takes a second: preflight loads the library but denoises nothing
+
     library, _ = _library()
     size = len(samples)
     frames = -(-(size + DELAY) // FRAME)
@@ -71,7 +72,7 @@ def denoise(samples: np.ndarray) -> np.ndarray:
 
 
 class RNNoise:
-    """RNNoise as an `Enhancer`: one thread per core, a clip's bytes are the same in any batch."""
+    """RNNoise as an `Enhancer`, one thread per core. A clip's bytes are the same in any batch."""
 
     name = "rnnoise"
     version = "0.2"

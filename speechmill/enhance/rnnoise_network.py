@@ -1,4 +1,4 @@
-"""RNNoise's network (src/rnn.c of xiph/rnnoise): two convolutions and three GRUs, from a frame's features to gains.
+"""RNNoise's network (src/rnn.c of xiph/rnnoise): two convolutions and three GRUs, from frame features to band gains.
 
 Copyright (c) 2008-2011 Octasic Inc., 2012-2017 Jean-Marc Valin; BSD-3-Clause, the notice is in rnnoise_torch.py.
 """
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 
-from speechmill.engine import exact_convolutions
+from speechmill.engine.tensors import exact_convolutions
 from speechmill.enhance.rnnoise_weights import BANDS, FEATURES, FIRST, TAPS, WIDTH, read_weights
 
 
 @dataclass
 class NetworkState:
-    """What the network keeps of a clip's last frames that were not silent. Time comes first, as the GRUs have it."""
+    """State of the network after the last frames that were not silent. Time is the first axis, as in the GRUs."""
 
     features: torch.Tensor  # (2, B, 65)
     hidden: torch.Tensor  # (2, B, 128)
@@ -32,7 +32,7 @@ class NetworkState:
 
 
 class Network(torch.nn.Module):
-    """The network. `sha256` is that of the library its weights are from."""
+    """The network. `sha256` is the checksum of the library that contains its weights."""
 
     conv1: torch.Tensor
     conv1_bias: torch.Tensor
@@ -54,15 +54,15 @@ class Network(torch.nn.Module):
                 getattr(layer, f"{name}_l0").copy_(weights[f"gru{number}_{name}"])
 
     def forward(self, features: torch.Tensor, active: torch.Tensor, state: NetworkState) -> torch.Tensor:
-        """(B, T, 65), (B, T) -> gains (B, T, 32), without meaning where not active. The state moves on.
+        """(B, T, 65), (B, T) -> gains (B, T, 32), undefined for inactive frames. Updates the state.
 
-        Silent frames do not reach the network: each clip's active ones move together, to the front, and back after it.
+        The network skips silent frames: each clip's active frames are moved to the front, and back afterwards.
         """
         features, active = features.transpose(0, 1), active.T
         steps, clips = active.shape
         count = active.sum(0)
         place = active.cumsum(0) - 1
-        # All silent frames go to one place behind the others.
+        # All silent frames are written to one place after the others.
         packed = features.new_zeros(steps + 1, clips, FEATURES)
         packed.scatter_(0, _wide(torch.where(active, place, steps), FEATURES), features)
 
@@ -81,14 +81,14 @@ class Network(torch.nn.Module):
 def _convolve(
     x: torch.Tensor, past: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, count: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Convolution over three frames and tanh: (T, B, in) and the two frames before -> (T, B, out), the latest two."""
+    """Convolution over three frames and tanh: (T, B, in) and the two frames before -> (T, B, out), the last two."""
     seen = torch.cat([past, x])
     stacked = torch.cat([seen[k : k + len(x)] for k in range(TAPS)], -1)
     return torch.tanh(stacked @ weight + bias), _latest(seen, TAPS - 1, count)
 
 
 def _latest(seen: torch.Tensor, rows: int, count: torch.Tensor) -> torch.Tensor:
-    """Of (rows + T, B, n) the last `rows` after `count` (B,) frames: what is kept where only so many are active."""
+    """The last `rows` frames of (rows + T, B, n) after each clip's `count` (B,) active frames."""
     index = count + torch.arange(rows, device=seen.device)[:, None]
     return seen.gather(0, _wide(index, seen.shape[2]))
 

@@ -1,11 +1,11 @@
-"""RNNoise's pitch search (src/pitch.c of xiph/rnnoise), over all frames of all clips at once.
+"""RNNoise's pitch search (src/pitch.c of xiph/rnnoise), for all frames of all clips together.
 
 Copyright (c) 2007-2008 CSIRO, 2007-2009 Xiph.Org Foundation, written by Jean-Marc Valin; BSD-3-Clause, the notice is in
 rnnoise_torch.py.
 
-The search decides: between lags, and between a period and its fractions. Two sums that differ in the last bit can
-become two different comb filters, and the last bit of a float32 depends on how many frames are worked on together. So
-all of this is float64, in which next to no decision is that close.
+The search makes discrete decisions: between lags, and between a period and its fractions. Sums that differ in the last
+bit can lead to different comb filters, and the last bit of a float32 depends on how many frames are computed together.
+So all of this is float64, where decisions are hardly ever that close.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-BUFFER = 1728  # samples up to the end of a frame that are searched, at 48 kHz
-HISTORY = 384  # longest period; from here on lags are at 24 kHz, where the search works
+BUFFER = 1728  # samples at 48 kHz, up to the end of a frame, that are searched
+HISTORY = 384  # longest period; this and the following lags are at 24 kHz, the rate of the search
 SHORTEST = 30  # shortest period
 FINE_FROM = 91  # shortest lag of the fine search
-COARSE_FROM = 46  # and of the coarse one, at 12 kHz
-MOST_PARTS = 12  # a 13th of the longest period is shorter than the shortest
+COARSE_FROM = 46  # shortest lag of the coarse search, at 12 kHz
+MOST_PARTS = 12  # a 13th of the longest period is below the shortest period
 
 Last = tuple[torch.Tensor, torch.Tensor]  # a clip's last frame: period (B, 1) in samples at 48 kHz, gain (B, 1)
 
 
 class _Candidates(NamedTuple):
-    """What each frame may choose from: the best lag, then its half, third ... 12th. The frame before decides."""
+    """Candidates of each frame: the best lag, then its half, third ... 12th. The choice depends on the frame before."""
 
     periods: torch.Tensor  # (B, T, 12) at 48 kHz
     gains: torch.Tensor  # (B, T, 12)
     fractions: torch.Tensor  # (B, T, 11) lags of all but the first
-    needs: torch.Tensor  # (B, T, 11) that much backing, from the frame before, makes a fraction a choice
-    reaches: torch.Tensor  # (B, T, 11) distance of lags up to which there is any
+    needs: torch.Tensor  # (B, T, 11) support by the frame before that a fraction needs to be chosen
+    reaches: torch.Tensor  # (B, T, 11) maximum distance of lags that gives support
 
     def choices(self, last: Last) -> torch.Tensor:
-        """For every choice of the frame before, (B, T, 12), the choice of this one: as if the last were all of them."""
+        """The choice of each frame for every possible choice of the frame before it, (B, T, 12)."""
         count = self.periods.shape[2]
         earlier_lags = torch.cat([last[0][..., None].expand(-1, -1, count), self.periods[:, :-1]], 1) // 2
         earlier_gains = torch.cat([last[1][..., None].expand(-1, -1, count), self.gains[:, :-1]], 1)
         distance = (self.fractions[..., None, :] - earlier_lags[..., None]).abs()
         share = (distance <= 1) + 0.5 * ((distance == 2) & (self.reaches[..., None, :] == 2))
         backed = share * earlier_gains[..., None] > self.needs[..., None, :]
-        # The last of them, the shortest, wins.
+        # The shortest supported fraction, which is the last, is chosen.
         return (backed * torch.arange(1, count, device=backed.device)).amax(-1)
 
 
 def pitch_periods(signal: torch.Tensor, hop: int, last: Last) -> tuple[torch.Tensor, Last]:
-    """The pitch period of every frame, and the last frame's for the next call.
+    """The pitch period of every frame, and the state for the next call.
 
     signal: (B, BUFFER + (T - 1) * hop) float64 at 48 kHz; frame t ends at sample BUFFER + t * hop.
     Returns periods (B, T) int64 in samples at 48 kHz.
@@ -63,7 +63,7 @@ def _half_rate(signal: torch.Tensor, hop: int) -> torch.Tensor:
     even, odd = signal[:, 0::2], signal[:, 1::2]
     half = 0.5 * even + 0.25 * odd
     frames = BUFFER // 2, hop // 2
-    first = half.unfold(1, *frames)[..., 0].clone()  # a frame's first sample has no neighbour on the left
+    first = half.unfold(1, *frames)[..., 0].clone()  # the first sample of a frame has no left neighbour
     half[:, 1:] += 0.25 * odd[:, :-1]
     out = half.unfold(1, *frames).clone()
     out[..., 0] = first
@@ -71,7 +71,7 @@ def _half_rate(signal: torch.Tensor, hop: int) -> torch.Tensor:
 
 
 def _whiten(frames: torch.Tensor) -> torch.Tensor:
-    """Take out of frames (B, T, n) what a 4th-order linear prediction knows, and add a zero at 0.8."""
+    """Filter frames (B, T, n) by the residual of a 4th-order linear prediction, with another zero at 0.8."""
     size = frames.shape[-1]
     lags = torch.stack([(frames[..., k:] * frames[..., : size - k]).sum(-1) for k in range(5)])
     lags[0] *= 1.0001  # a noise floor at -40 dB
@@ -88,7 +88,7 @@ def _whiten(frames: torch.Tensor) -> torch.Tensor:
 
 
 def _predictor(lags: torch.Tensor) -> list[torch.Tensor]:
-    """Levinson and Durbin's recursion, ended at a gain of 30 dB: autocorrelation (5, B, T) -> four taps (B, T)."""
+    """Levinson-Durbin recursion, stopped at a gain of 30 dB: autocorrelation (5, B, T) -> four taps (B, T)."""
     error = lags[0]
     going = error != 0
     taps: list[torch.Tensor] = []
@@ -96,7 +96,7 @@ def _predictor(lags: torch.Tensor) -> list[torch.Tensor]:
         unexplained = lags[order + 1].clone()
         for k, tap in enumerate(taps):
             unexplained += tap * lags[order - k]
-        # Where it has ended, zero: that leaves taps and error as they are.
+        # After the recursion has stopped, zero leaves taps and error unchanged.
         reflection = torch.where(going, -unexplained / error, 0.0)
         taps = [tap + reflection * other for tap, other in zip(taps, reversed(taps), strict=True)] + [reflection]
         error = error * (1 - reflection**2)
@@ -105,26 +105,26 @@ def _predictor(lags: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _correlate(frames: torch.Tensor, history: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Products of the part after `history` with what was `lag` samples earlier, and the energies of the latter.
+    """Products of the part after `history` with the samples `lag` earlier, and the energies of the latter.
 
     frames: (B, T, n). Returns two (B, T, history + 1), by lag.
     """
     size = frames.shape[-1]
     current = functional.pad(frames[..., history:], (history, 0))
     spectrum = torch.fft.rfft(current) * torch.fft.rfft(frames).conj()
-    product = torch.fft.irfft(spectrum, size)[..., : history + 1]  # no lag reaches around: current begins at `history`
+    product = torch.fft.irfft(spectrum, size)[..., : history + 1]  # no lag wraps around: current begins at `history`
     sums = functional.pad((frames**2).cumsum(-1), (1, 0))
     energy = (sums[..., size - history :] - sums[..., : history + 1]).flip(-1)
     return product, energy.clamp_min(0)
 
 
 def _search(frames: torch.Tensor, product: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
-    """The lag (B, T, 1) at which frames are most like what was before: coarse, then fine beside the two best."""
+    """The lag (B, T, 1) of the highest correlation: a coarse search, then a fine one around its two best lags."""
     coarse_product, coarse_energy = _correlate(frames[..., ::2], HISTORY // 2)
     index = torch.arange(COARSE_FROM, HISTORY // 2 + 1, device=frames.device)
     coarse_product = coarse_product[..., COARSE_FROM:]
     score = coarse_product**2 / (1 + coarse_energy[..., COARSE_FROM:])
-    # Of lags without likeness the longest is the best.
+    # Among lags without correlation, the longest wins.
     score = torch.where(coarse_product > 0, score, -1.0 / index)
     near = 2 * (COARSE_FROM + score.topk(2).indices)
 
@@ -148,14 +148,14 @@ def _search(frames: torch.Tensor, product: torch.Tensor, energy: torch.Tensor) -
 
 
 def _lean(before: torch.Tensor, peak: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """1 where the value after a peak is nearly as high, -1 where the one before is, else 0."""
+    """1 if the value after a peak is nearly as high, -1 if the value before it is, else 0."""
     forward = after - before > 0.7 * (peak - before)
     back = before - after > 0.7 * (peak - after)
     return forward.long() - (back & ~forward).long()
 
 
 def _candidates(frames: torch.Tensor) -> _Candidates:
-    """The best lag and its fractions, of whitened frames (B, T, 864)."""
+    """The best lag of whitened frames (B, T, 864), and its fractions."""
     product, energy = _correlate(frames, HISTORY)
     whole = _search(frames, product, energy)
     lags, checks = _fractions(whole)
@@ -163,7 +163,7 @@ def _candidates(frames: torch.Tensor) -> _Candidates:
     power = 0.5 * (energy.gather(2, lags) + energy.gather(2, checks))
     gains = like / torch.sqrt(1 + energy[..., :1] * power)
 
-    # A very short period must be clearer: short-time correlation looks like one.
+    # Short-time correlation resembles a very short period, so that needs a higher gain.
     short = lags[..., 1:] < 3 * SHORTEST
     least = torch.where(short, 0.4, 0.3)
     needs = torch.where(short, 0.85, 0.7) * gains[..., :1] - gains[..., 1:]
@@ -180,21 +180,22 @@ def _candidates(frames: torch.Tensor) -> _Candidates:
 
 
 def _fractions(whole: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lags (B, T, 1) -> the lags (B, T, 12) with their halves, thirds ... 12ths, and the lags checked beside each."""
+    """Lags (B, T, 1) -> the lags with their halves, thirds ... 12ths (B, T, 12), and a second lag to check for each."""
     parts = torch.arange(2, MOST_PARTS + 1, device=whole.device)
     lags = (2 * whole + parts) // (2 * parts)
-    # Where a period is a multiple of the true one, so is twice, three or five times its part: second_check in pitch.c.
+    # If a fraction is the true period, so are two, three or five times it: second_check in pitch.c.
     multiples = torch.where(parts % 6 == 0, 5, torch.where(parts % 2 == 0, 3, 2))
     checks = (2 * multiples * whole + parts) // (2 * parts)
-    longer = whole + lags[..., :1]  # with the half, one and a half where that is not too long
+    longer = whole + lags[..., :1]  # the half is checked with one and a half, unless that is too long
     checks[..., :1] = torch.where(longer > HISTORY, whole, longer)
     return torch.cat([whole, lags], -1), torch.cat([whole, checks], -1)
 
 
 def _chain(maps: torch.Tensor) -> torch.Tensor:
-    """Maps (B, T, 12) from the choice before each frame to its own -> choices (B, T, 1).
+    """Maps (B, T, 12) from the choice of the frame before to that of each frame -> choices (B, T, 1).
 
-    Maps chain in any grouping: each step joins twice as many frames. The first frame's map gives one choice only.
+    Composition is associative, so each step doubles the number of joined frames. The map of the first frame is
+    constant.
     """
     step = 1
     while step < maps.shape[1]:

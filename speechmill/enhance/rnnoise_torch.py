@@ -1,11 +1,11 @@
-"""RNNoise v0.2 as a batched torch program, for GPUs: what `rnnoise` does clip by clip, over all frames of all clips.
+"""RNNoise v0.2 as a batched torch program for GPUs: computes all frames of many clips together, unlike `rnnoise`.
 
 J.-M. Valin, "A Hybrid DSP/Deep Learning Approach to Real-Time Full-Band Speech Enhancement", MMSP 2018. After
 src/denoise.c and src/rnn.c of xiph/rnnoise; the weights are read from the library in the pyrnnoise wheel.
 
-Only the network's GRUs step through time. All other recurrences are linear or otherwise join in any grouping, so they
-take a step per doubling of the frames. Output agrees with the library's to about 70 dB: that computes tanh and sigmoid
-to four digits, and its high-pass in float32. Rarely a pitch decision falls otherwise, which costs a clip 20 dB of that.
+Only the network's GRUs step through time. All other recurrences are associative, so they need one step per doubling of
+the frames. The output agrees with the library's to about 70 dB: the library computes tanh and sigmoid to four digits,
+and its high-pass in float32. Rarely a pitch decision differs, which reduces the agreement of a clip by 20 dB.
 
 RNNoise is distributed under the BSD-3-Clause licence:
 
@@ -43,25 +43,25 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+from speechmill.engine.memory import is_large
 from speechmill.enhance.rnnoise import DELAY, FRAME, HIGH_PASS, RATE, SCALE
 from speechmill.enhance.rnnoise_network import Network, NetworkState
 from speechmill.enhance.rnnoise_pitch import BUFFER, Last, pitch_periods
 from speechmill.enhance.rnnoise_weights import BANDS
-from speechmill.memory import is_large
 
 WINDOW = 2 * FRAME
 BINS = FRAME + 1
-PAST = BUFFER - FRAME  # samples before a frame that its pitch search sees
-# Bins where triangular bands begin, peak and end: one in 32 begins at each, and peaks at the next.
+PAST = BUFFER - FRAME  # samples before a frame that its pitch search reads
+# Edges of the 32 triangular bands in bins: band i begins at edge i, peaks at edge i + 1 and ends at edge i + 2.
 EDGES = (
     *(0, 2, 4, 6, 8, 10, 12, 15, 18, 21, 24, 28, 32, 36, 41, 47, 53, 60, 68, 77, 87, 98, 110, 124, 140, 157, 176),
     *(198, 223, 251, 282, 317, 356, 400),
 )
-SILENCE = 0.04  # energy in all bands below which the network is not asked, and keeps its state
-DECAY = 0.6  # of a band's gain per frame at most
-SPAN = 48  # samples that the high-pass takes at once
-# (clips, frames) worked on at once, always as many: a kernel, and with it the order of summation, is chosen by the size
-# of its work, and a clip's result must not tell which batch-mates it had. It bounds memory, too: 65 kB for each frame.
+SILENCE = 0.04  # total energy below which the network skips a frame and keeps its state
+DECAY = 0.6  # lowest ratio of a band's gain to its gain in the frame before
+SPAN = 48  # samples per step of the high-pass
+# (clips, frames) per block. The size is constant because it selects kernels, and with them the order of summation, and
+# a clip's result must not depend on its batch. It also limits memory: 65 kB per frame.
 CPU_BLOCK = (8, 128)
 GPU_BLOCK = (64, 64)
 LARGE_GPU_BLOCK = (256, 256)
@@ -70,8 +70,8 @@ LARGE_GPU_BLOCK = (256, 256)
 class RNNoiseTorch:
     """RNNoise as an `Enhancer`, on the device of its input.
 
-    A clip's result is the same to the last bit alone and in any batch (tested on CPUs). With blocks of another size it
-    differs by rounding, more than 100 dB below it (120 was the least of 400 clips on a CPU).
+    A clip's result is the same to the last bit alone and in any batch (tested on CPUs). Blocks of another size change
+    it by rounding errors, more than 100 dB below the signal (at least 120 dB for 400 clips on a CPU).
     """
 
     name = "rnnoise"
@@ -79,7 +79,7 @@ class RNNoiseTorch:
     native_rate = RATE
 
     def __init__(self, device: str | torch.device = "cpu", block: tuple[int, int] | None = None) -> None:
-        """block: clips and frames worked on at once; None: what suits the device."""
+        """block: clips and frames computed together; None selects a size for the device."""
         self.denoiser = _Denoiser().to(device)
         self.high_pass = _HighPass().to(device)
         self.weights_sha256: str | None = self.denoiser.network.sha256
@@ -98,7 +98,7 @@ class RNNoiseTorch:
         return out
 
     def _denoise(self, batch: torch.Tensor, ends: torch.Tensor, clips: int, step: int) -> torch.Tensor:
-        """(B, S), (B, 1) -> (B, S), in blocks of `clips` clips, of which those beyond B are silent, by `step` samples."""
+        """(B, S), (B, 1) -> (B, S), in blocks of `clips` clips (filled up with silence) by `step` samples."""
         rows, size = batch.shape
         total = step * -(-(size + DELAY) // step)
         answer = batch.new_zeros(rows, total + DELAY)
@@ -112,7 +112,7 @@ class RNNoiseTorch:
         return self._in_phase(answer[:, DELAY:], ends, clips, step)[:, :size]
 
     def _in_phase(self, answer: torch.Tensor, ends: torch.Tensor, clips: int, step: int) -> torch.Tensor:
-        """Run the high-pass backwards over (B, n) in place, from the end of each clip's last frame, and scale."""
+        """Apply the high-pass backwards to (B, n) in place, from the end of each clip's last frame, and scale."""
         last = -(-ends // FRAME) * FRAME
         memory = self.high_pass.at_rest(clips)
         for start in reversed(range(0, answer.shape[1], step)):
@@ -125,7 +125,7 @@ class RNNoiseTorch:
 
 
 def _filled(block: torch.Tensor, clips: int) -> torch.Tensor:
-    """(B, n) -> (clips, n), with silence."""
+    """(B, n) -> (clips, n), filled up with silence."""
     return functional.pad(block, (0, 0, 0, clips - len(block)))
 
 
@@ -140,10 +140,10 @@ def _positions(start: int, stop: int, like: torch.Tensor) -> torch.Tensor:
 
 
 class _HighPass(torch.nn.Module):
-    """The recursive filter HIGH_PASS over blocks, in float64: its poles are so near 1 that float32 is heard.
+    """The recursive filter HIGH_PASS over blocks, in float64: its poles are so near 1 that float32 errors are audible.
 
-    With a memory of two values m the library steps y = x + m0, m' = A m + b x. Over a span of samples that is two small
-    products: of the span with the impulse response, and of the memory with what becomes of it.
+    The library steps y = x + m0, m' = A m + b x with a memory m of two values. Over a span of samples that is the sum
+    of two small products: the span with the impulse response, and the memory with its response.
     """
 
     response: torch.Tensor  # (48, 48), in x out
@@ -173,7 +173,7 @@ class _HighPass(torch.nn.Module):
     def forward(self, block: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, n), n a multiple of SPAN, and the memory before it -> filtered (B, n) float64, the memory after it."""
         spans = block.double().unflatten(1, (-1, SPAN))
-        # Memory before each span: its own entry and what is left of those before, joined over 1, 2, 4 ... spans.
+        # Memory before each span: the decayed contributions of all earlier spans, joined over 1, 2, 4 ... spans.
         memories = torch.cat([memory[:, None], spans @ self.gather], 1)
         reach, power = 1, self.step
         while reach < memories.shape[1]:
@@ -185,7 +185,7 @@ class _HighPass(torch.nn.Module):
 
 
 class _Frame(NamedTuple):
-    """What the library knows of frames: (B, T, .)."""
+    """Analysis of frames, each (B, T, .)."""
 
     spectrum: torch.Tensor  # 962: real and imaginary part of each bin in turn
     shifted: torch.Tensor  # 962, of the signal a pitch period earlier
@@ -196,12 +196,12 @@ class _Frame(NamedTuple):
 
 @dataclass
 class _State:
-    """What goes from one block of frames to the next."""
+    """State between blocks of frames."""
 
     signal: torch.Tensor  # (B, PAST) float64, high-passed
     pitch: Last
     frame: _Frame  # the last one
-    gain: torch.Tensor  # (B, 1, 32) of the last frame that was not silent, made up for the change of energy
+    gain: torch.Tensor  # (B, 1, 32) of the last frame that was not silent, corrected for the change of energy
     overlap: torch.Tensor  # (B, FRAME)
     network: NetworkState
 
@@ -221,7 +221,7 @@ class _State:
 
 
 class _Denoiser(torch.nn.Module):
-    """The library after its high-pass, over blocks of whole frames."""
+    """The library's steps after its high-pass, over blocks of whole frames."""
 
     window: torch.Tensor  # float64
     cosine: torch.Tensor
@@ -243,13 +243,13 @@ class _Denoiser(torch.nn.Module):
         self.network = Network()
 
     def forward(self, block: torch.Tensor, state: _State) -> torch.Tensor:
-        """High-passed (B, T * FRAME) float64 at 16-bit scale -> denoised, DELAY late. The state moves on."""
+        """High-passed (B, T * FRAME) float64 at 16-bit scale -> denoised, delayed by DELAY. Updates the state."""
         signal = torch.cat([state.signal, block], 1)
         periods, state.pitch = pitch_periods(signal, FRAME, state.pitch)
         frame = self._analyse(signal, periods)
         active = frame.energy.sum(-1) >= SILENCE
         gains = self.network(self._features(frame, periods), active, state.network)
-        # Gains, which look ahead by it, act on the frame before.
+        # The network looks ahead by one frame, so gains apply to the frame before.
         late = _Frame(*(torch.cat([old, new[:, :-1]], 1) for old, new in zip(state.frame, frame, strict=True)))
         combed = self._comb(late, gains)
         gains, state.gain = _slow_decay(gains, (late.energy + 1e-3) / (frame.energy + 1e-3), active, state.gain)
@@ -271,15 +271,15 @@ class _Denoiser(torch.nn.Module):
     def _spectrum(self, windows: torch.Tensor) -> torch.Tensor:
         """(B, T, 960) float64 -> (B, T, 962) float32.
 
-        In float64: a click in a window makes float32's rounding, which is another in another batch, as loud as the
-        quiet bands beside it, and their likeness tells it.
+        Computed in float64: with a click in the window, the rounding of float32, which depends on the batch, would be
+        as loud as the quiet bands and change their correlation.
         """
         return torch.view_as_real(torch.fft.rfft(windows * self.window, norm="forward")).flatten(2).float()
 
     def _features(self, frame: _Frame, periods: torch.Tensor) -> torch.Tensor:
-        """(B, T, 65): cepstra of the energies, whose slopes are limited, and of the likeness; the period."""
+        """(B, T, 65): cepstra of the energies, with limited slopes, and of the correlation; the period."""
         level = functional.pad(torch.log10(1e-2 + frame.energy), (1, 0), value=-2.0)
-        # At most 7 below the highest so far, and 1.5 below the band before, so 3 below the one before that.
+        # At least the highest level so far minus 7, the band before minus 1.5, and the one before that minus 3.
         highest = level.cummax(-1).values[..., :-1]
         drop = torch.arange(-4, 1, device=level.device) * 1.5
         recent = (functional.pad(level, (3, 0), value=-torch.inf).unfold(-1, 5, 1) + drop).amax(-1)
@@ -289,7 +289,7 @@ class _Denoiser(torch.nn.Module):
         return torch.cat([cepstrum, frame.likeness @ self.cosine, 0.01 * (periods[..., None] - 300)], -1)
 
     def _comb(self, frame: _Frame, gains: torch.Tensor) -> torch.Tensor:
-        """Add the spectrum a period earlier, the more the liker it is and the lower the gain; keep the energies."""
+        """Add the spectrum a period earlier, with more weight for a high correlation and a low gain; keep energies."""
         like, clear = frame.likeness**2, gains**2
         share = (like * (1 - clear) / (1e-3 + clear * (1 - like))).clamp(0, 1).sqrt()
         share = torch.where(frame.likeness > gains, 1.0, share)
@@ -299,7 +299,7 @@ class _Denoiser(torch.nn.Module):
         return summed * (level @ self.spread)
 
     def _synthesise(self, spectrum: torch.Tensor, overlap: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T, 962) and what the last window left (B, FRAME) -> (B, T * FRAME), and what this one leaves."""
+        """(B, T, 962) and the overlap of the last window (B, FRAME) -> (B, T * FRAME), and the new overlap."""
         bins = torch.view_as_complex(spectrum.unflatten(2, (BINS, 2)))
         windows = torch.fft.irfft(bins, WINDOW, norm="forward") * self.window.float()
         begin, end = windows[..., :FRAME], windows[..., FRAME:]
@@ -308,14 +308,15 @@ class _Denoiser(torch.nn.Module):
 
 
 def _bands() -> tuple[torch.Tensor, torch.Tensor]:
-    """Energies of 32 bands from squared parts of bins, (962, 32), and gains of parts from those of bands, (32, 962)."""
+    """Matrices from squared bins (real and imaginary parts) to band energies, (962, 32), and from band gains to bins,
+    (32, 962)."""
     bins = torch.arange(BINS, dtype=torch.float64)
     edges = torch.tensor(EDGES, dtype=torch.float64)
     begin, peak, end = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     rising, falling = (bins - begin) / (peak - begin), (end - bins) / (end - peak)
     triangles = torch.where(bins < peak, rising, falling).clamp_min(0)
     spread, sums = triangles.clone(), triangles.T.clone()
-    # At both ends half a triangle more counts: flat in the gains, two thirds of the sum in the energies.
+    # The first and the last band extend by half a triangle: gains are flat there, energies are scaled by two thirds.
     spread[0, : EDGES[1]] = 1
     spread[-1, EDGES[-2] : EDGES[-1]] = 1
     sums[: EDGES[1], 0] = sums[EDGES[-2] : EDGES[-1], -1] = 1
@@ -326,11 +327,11 @@ def _bands() -> tuple[torch.Tensor, torch.Tensor]:
 def _slow_decay(
     gains: torch.Tensor, change: torch.Tensor, active: torch.Tensor, last: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gains (B, T, 32) that fall to DECAY times the last one per frame at most, and the last one after the block.
+    """Gains (B, T, 32) that fall at most by the factor DECAY per frame, and the last gain after the block.
 
-    The library has gain = max(gain, DECAY * last), then last = min(1, gain * change); silent frames leave it as it is.
-    So last becomes min(1, max(low, slope * last)). Two such steps in a row are a third, min(high, max(low, slope *
-    last)), and so all are joined over 1, 2, 4 ... frames.
+    The library computes gain = max(gain, DECAY * last), then last = min(1, gain * change); silent frames do not change
+    it. So last becomes min(1, max(low, slope * last)). The composition of two such steps has the same form, min(high,
+    max(low, slope * last)), so they are joined over 1, 2, 4 ... frames.
     """
     loud = active[..., None]
     low = torch.where(loud, (gains * change).clamp_max(1), 0.0)
@@ -342,7 +343,7 @@ def _slow_decay(
         first = low[:, :-reach], slope[:, :-reach], high[:, :-reach]
         joined = (
             torch.maximum(then[0], then[1] * first[0]).clamp_max(1),
-            (then[1] * first[1]).clamp_max(1e30),  # no infinity, which times zero were no number
+            (then[1] * first[1]).clamp_max(1e30),  # finite: infinity times zero is NaN
             torch.minimum(then[2], torch.maximum(then[0], then[1] * first[2])),
         )
         low, slope, high = (

@@ -11,13 +11,13 @@ import torch
 from speechmill.enhance.rnnoise import _library
 from speechmill.errors import SpeechmillError
 
-FEATURES = 65  # 32 cepstra of the frame, 32 of its likeness to the pitch-shifted frame, the pitch period
+FEATURES = 65  # 32 cepstra of the frame, 32 of its correlation with the pitch-shifted frame, the pitch period
 BANDS = 32
 FIRST, WIDTH = 128, 384  # channels of the first convolution, and of every later layer
-TAPS = 3  # frames a convolution sees
-MOST_ARRAYS = 256  # the library's list ends with an entry without a name
+TAPS = 3  # frames of a convolution
+MOST_ARRAYS = 256  # upper bound of the library's list, which ends with an entry without a name
 FLOAT = 0  # WEIGHT_TYPE_float of nnet.h
-GROUP = (4, 8)  # inputs x outputs of the tiles in which a recurrent layer's weights lie
+GROUP = (4, 8)  # inputs x outputs of a tile of a recurrent layer's weights
 
 
 class _Entry(ctypes.Structure):
@@ -30,10 +30,10 @@ def read_weights() -> tuple[dict[str, torch.Tensor], str]:
     """The network's float32 weights, and the sha256 of the library's file.
 
     Products are inputs @ weight: conv1 (195, 128) and conv2 (384, 384), with the oldest of three frames first;
-    gain (1536, 32); `*_bias`. The GRUs', in torch's layout: gru{1,2,3}_{weight,bias}_{ih,hh}, (1152, 384) and (1152,).
+    gain (1536, 32); `*_bias`. GRUs have torch's layout: gru{1,2,3}_{weight,bias}_{ih,hh}, (1152, 384) and (1152,).
 
     Raises:
-        SpeechmillError: the library is not there, or is not one whose network is known.
+        SpeechmillError: the library is missing, or its network is not known.
     """
     library, digest = _library()
     arrays = _Arrays(library)
@@ -45,12 +45,12 @@ def read_weights() -> tuple[dict[str, torch.Tensor], str]:
         "gain": arrays.floats("dense_out_weights_float", 4 * WIDTH, BANDS),
         "gain_bias": arrays.floats("dense_out_bias", BANDS),
     }
-    # The library has a GRU's gates as update, reset, new; torch as reset, update, new.
+    # Order of a GRU's gates: update, reset, new in the library; reset, update, new in torch.
     order = np.r_[WIDTH : 2 * WIDTH, :WIDTH, 2 * WIDTH : 3 * WIDTH]
     for layer in ("gru1", "gru2", "gru3"):
         into = arrays.tiled(f"{layer}_input")
         back = arrays.tiled(f"{layer}_recurrent")
-        # The library keeps what a unit has from itself apart.
+        # The library stores the diagonal of the recurrent matrix separately.
         diagonal = arrays.floats(f"{layer}_recurrent_weights_diag", 3 * WIDTH)
         back[np.arange(3 * WIDTH) % WIDTH, np.arange(3 * WIDTH)] += diagonal
         weights[f"{layer}_weight_ih"] = into.T[order]
@@ -61,7 +61,7 @@ def read_weights() -> tuple[dict[str, torch.Tensor], str]:
 
 
 class _Arrays:
-    """`rnnoise_arrays` of a library: what it has under which name."""
+    """The weight arrays of a library by name (`rnnoise_arrays`)."""
 
     def __init__(self, library: ctypes.CDLL):
         try:
@@ -69,7 +69,7 @@ class _Arrays:
         except ValueError as error:  # stripped, or an RNNoise older than 0.2
             raise _unknown("it has no rnnoise_arrays") from error
         self.entries: dict[str, _Entry] = {}
-        for entry in entries:  # read no further than the entry that ends the list: behind it lies other memory
+        for entry in entries:  # stop at the entry that ends the list: the memory after it belongs to something else
             if not entry.name:
                 break
             self.entries[entry.name.decode()] = entry

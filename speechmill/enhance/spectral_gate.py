@@ -1,7 +1,7 @@
 """A spectral gate without recursion: a noise floor per frequency and clip, and a smoothed Wiener-like gain.
 
-It needs no weights. It beats common gates on stationary noise and cannot touch babble or clicks; RNNoise is better.
-Frames are 32 ms and hops 8 ms at any rate, so the size of the FFT is the rate times 0.032.
+It needs no weights. On stationary noise it is better than common gates, but it cannot remove babble or clicks; RNNoise
+is better. Frames are 32 ms and hops 8 ms at any rate, so the size of the FFT is the rate times 0.032.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional
 
-FLOOR_DB = -24.0  # below the deepest level of `limit_attenuation`, which decides
-NOISE_QUANTILE = 0.25  # of the frames of a bin: speech is absent from most bins for a quarter of the time
-NOISE_BIAS = 1.25  # that quantile lies below the mean of noise
+FLOOR_DB = -24.0  # below the strongest level of `limit_attenuation`, which sets the actual limit
+NOISE_QUANTILE = 0.25  # of a bin's frames: most bins have no speech for a quarter of the time
+NOISE_BIAS = 1.25  # corrects for the quantile being below the mean of noise
 OVERSUBTRACTION = 2.0
 POWER_SMOOTHING = (3, 5)  # bins, frames
 GAIN_SMOOTHING = (5, 9)
-BLOCK = 256  # frames worked on at once: bounds memory whatever the clips' lengths
+BLOCK = 256  # frames computed at a time: limits memory for clips of any length
 
 
 class SpectralGate:
-    """The gate as an `Enhancer`; masked, so that padding touches nothing.
+    """The gate as an `Enhancer`. It is masked, so padding has no influence.
 
-    rate: Hz of what it takes and gives, 8,000 or more. The default passes everything that RNNoise passes. Spectrograms
-    are made in overlapping blocks of frames, and of the whole clips only the smoothed powers are kept (0.4 MB per second
-    at 48 kHz): the noise floor is a quantile over all of a clip.
+    rate: Hz of its input and output, 8,000 or more. The default passes everything that RNNoise passes. Spectrograms
+    are computed in overlapping blocks of frames. Only the smoothed powers of whole clips are in memory (0.4 MB per
+    second at 48 kHz), because the noise floor is a quantile over a whole clip.
     """
 
     name = "spectral_gate"
@@ -43,7 +43,7 @@ class SpectralGate:
         size = batch.shape[1]
         half = self.window_size // 2
         inside = torch.arange(size, device=batch.device)[None] < lengths[:, None]
-        # Frame t is around sample t * hop. All that touch a clip are there, whether the batch is longer or not.
+        # Frame t is centred on sample t * hop. All frames that overlap a clip are included, in a batch of any length.
         count = -(-(size + half) // self.hop) + 1
         padded = functional.pad(batch * inside, (half, (count - 1) * self.hop + half - size))
         valid = torch.arange(count, device=batch.device)[None] * self.hop < lengths[:, None]
@@ -63,8 +63,8 @@ class SpectralGate:
         return out[:, half : half + size] / weight[half : half + size] * inside
 
     def _blocks(self, count: int) -> Iterator[tuple[int, int]]:
-        """First and last frame (exclusive) of each block: the same ones whatever the batch, because where they end
-        decides in which order overlapping frames are summed."""
+        """First and last frame (exclusive) of each block. They do not depend on the batch, because the ends of the
+        blocks determine the order in which overlapping frames are summed."""
         for first in range(0, count, self.block):
             yield first, min(first + self.block, count)
 
@@ -85,8 +85,8 @@ class SpectralGate:
         return torch.cat(parts, 1)
 
     def _noise(self, smooth: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """(B, 1, F): the floor of each bin, over the valid frames of each clip."""
-        # Clip by clip: torch.quantile takes no more than 16 million values.
+        """(B, 1, F): the noise floor of each bin, over the valid frames of each clip."""
+        # One clip at a time: torch.quantile accepts at most 16 million values.
         floors = [
             row[:count].kthvalue(1 + int(NOISE_QUANTILE * (count - 1)), dim=0).values if count else row[0] * 0
             for row, count in zip(smooth, valid.sum(1).tolist(), strict=True)
@@ -104,18 +104,18 @@ class SpectralGate:
 
 
 def _around(first: int, last: int, count: int, box: tuple[int, int]) -> tuple[int, int]:
-    """The frames that a box around any of those from `first` to `last` covers."""
+    """First and last (exclusive) of the frames that are within a box around a frame from `first` to `last`."""
     return max(0, first - box[1] // 2), min(count, last + box[1] // 2)
 
 
 def _masked_mean(values: torch.Tensor, valid: torch.Tensor, box: tuple[int, int]) -> torch.Tensor:
-    """Mean over a box (bins, frames) of valid frames around each point of (B, T, F)."""
+    """Mean over the valid frames of a box (bins, frames) around each point of (B, T, F)."""
     mask = valid.to(values.dtype)
     bins, frames = box
     total = functional.avg_pool2d((values * mask[..., None])[:, None], (frames, bins), 1, (frames // 2, bins // 2))[
         :, 0
     ]
-    # The share of the box that counts is that of its frames times that of its bins.
+    # The valid share of the box is the product of the valid shares of its frames and of its bins.
     in_time = functional.avg_pool1d(mask[:, None], frames, 1, frames // 2)
     in_frequency = functional.avg_pool1d(mask.new_ones(1, 1, values.shape[2]), bins, 1, bins // 2)
     return total / (in_time.transpose(1, 2) * in_frequency).clamp_min(1e-6)

@@ -1,4 +1,4 @@
-"""Where an export goes: a folder of its own, in which every file under its final name is complete."""
+"""The destination folder of an export. A file under its final name is complete."""
 
 from __future__ import annotations
 
@@ -10,41 +10,42 @@ from pathlib import Path
 from typing import Any
 
 from speechmill.errors import SpeechmillError
-from speechmill.files import atomic_path, read_json, write_json
+from speechmill.storage.files import atomic_path, read_json, write_json
 
-MARK = ".speechmill-export.json"  # what is being exported; there until all of it is
+MARK = ".speechmill-export.json"  # describes an incomplete export; removed when it is complete
 
 
-def claim(dest: Path, what: dict[str, Any]) -> None:
-    """Take an empty or new folder for an export, or one in which the same export was interrupted.
+def claim(dest: Path, request: dict[str, Any]) -> None:
+    """Claim an empty or new folder for an export, or one in which the same export was interrupted.
 
     Raises:
-        SpeechmillError: the folder holds something else.
+        SpeechmillError: the folder contains something else.
     """
     mark = dest / MARK
     if mark.is_file():
         earlier = read_json(mark)
-        if earlier != what:
-            changed = "its clips or shards have changed" if earlier["format"] == what["format"] else "another form"
+        if earlier != request:
+            same_format = earlier["format"] == request["format"]
+            reason = "its clips or shard sizes have changed" if same_format else "the format differs"
             raise SpeechmillError(
-                f"{dest} holds an incomplete export ({earlier['format']} of {earlier['of']}) that this one does not go "
-                f"on with: {changed}. Remove {dest}, or name another folder"
+                f"{dest} contains an incomplete export ({earlier['format']} of {earlier['of']}) that this one cannot "
+                f"complete: {reason}. Remove {dest}, or name another folder"
             )
         return
     if dest.is_file() or (dest.is_dir() and any(dest.iterdir())):
-        raise SpeechmillError(f"{dest} is not empty: name a folder that is, or one that is not there yet")
+        raise SpeechmillError(f"{dest} is not empty: name an empty or a new folder")
     dest.mkdir(parents=True, exist_ok=True)
-    write_json(mark, what)
+    write_json(mark, request)
 
 
 def finish(dest: Path) -> None:
-    """Remove the mark, once all files are on disk."""
-    os.sync()  # once, as for clips that are a file each it would take longer than the rest
+    """Flush all files to disk, then remove the mark."""
+    os.sync()  # once: a flush per clip takes longer than the rest of the export
     (dest / MARK).unlink()
 
 
 def write_clip(final: Path, data: bytes) -> None:
-    """Write one clip's file, unless the same bytes are there. It is surely on disk only after `finish`."""
+    """Write one clip's file, unless it already has the same bytes. It is guaranteed on disk only after `finish`."""
     if final.is_file() and final.stat().st_size == len(data) and final.read_bytes() == data:
         return
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +61,7 @@ def json_line(row: dict[str, Any]) -> str:
 
 @contextmanager
 def json_lines(path_of: Callable[[str], Path]) -> Iterator[Callable[[str, dict[str, Any]], None]]:
-    """A function that appends a row to the file of a key; the files get their names if the block ends well."""
+    """A function that appends a row to the file of a key. The files get their final names if the block succeeds."""
     with ExitStack() as stack:
         handles: dict[str, Any] = {}
 

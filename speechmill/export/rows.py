@@ -1,7 +1,7 @@
-"""Where exported clips come from: the tables of a finished run, or a published data set.
+"""Read the clips to export from the tables of a finished run, or from a published data set.
 
-Either way a clip has the columns of a published row. Ids, which become file names, are checked before anything is
-written. One row group of audio is in memory at a time, and eight bytes for each clip.
+Both give a clip the columns of a published row. Ids become file names, so they are checked before anything is
+written. Memory: one row group of audio, and eight bytes per clip.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from speechmill import owner
 from speechmill.errors import LedgerError, SpeechmillError
-from speechmill.files import read_json, sha256_json
-from speechmill.ledger import count_states
-from speechmill.manifest import read_batches
-from speechmill.publish.folder import CARD, MARK
 from speechmill.publish.shards import data_schema, rows_of
-from speechmill.shards import AUDIO, RANKING, models_of, reading_shard
-from speechmill.splits import SPLITS, split_index
+from speechmill.publish.target import published_by
+from speechmill.publish.to_folder import CARD, MARK
+from speechmill.ranking.states import count_states
+from speechmill.runlog import run_lock
+from speechmill.storage.files import read_json, sha256_json
+from speechmill.tables.batches import read_batches
+from speechmill.tables.parquet_io import reading_shard
+from speechmill.tables.schemas import AUDIO, RANKING, models_of
+from speechmill.tables.splits import SPLITS, split_index
 
 SAFE_ID = re.compile(r"[0-9a-f]{16,64}")
 _SHARD = re.compile(r"((?:train|validation|test)(?:-[A-Za-z0-9_-]+)?)-(\d{5,})-of-(\d{5,})\.parquet")
@@ -40,7 +42,7 @@ _TYPES = _NEEDED | dict.fromkeys(("text", "language", "speaker_id"), pa.string()
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip of a split: its FLAC file, and the columns of its published row but `audio`, as JSON holds them."""
+    """A clip of a split: its FLAC file, and the columns of its published row except `audio`, as JSON values."""
 
     split: str
     row: dict[str, Any]
@@ -54,9 +56,9 @@ class Clip:
 
 @dataclass(frozen=True)
 class Origin:
-    """Clips to export: where they are from, the columns of their rows, how many, and how to read them.
+    """Clips to export: their origin, the columns of their rows, their number, and a function that reads them.
 
-    The order of reading is always the same, and the fingerprint is that of the clips' ids and the files they are in.
+    They are always read in the same order. The fingerprint covers the clips' ids and the files that contain them.
     """
 
     name: str
@@ -70,26 +72,29 @@ def of_run(run: Path) -> Origin:
     """The accepted clips of a finished run, in the order of its batches.
 
     Raises:
-        SpeechmillError: it is not finished, or its enhanced shards are gone or damaged.
+        SpeechmillError: it is not finished, or its enhanced shards are missing or damaged.
         LedgerError: its tables do not agree.
     """
     summary = _summary(run)
     table = run / "manifest" / "batches.tsv"
     names = sorted({row["batch"] for row in read_batches(table)} - set(summary["failed_batches"]))
     batches = [(run / "ranking" / f"{name}.parquet", run / "enhanced" / f"{name}.parquet") for name in names]
-    gone = [ranking for ranking, _ in batches if not ranking.is_file()]
-    if gone:
-        raise SpeechmillError(f"{gone[0]} is missing: the run is not finished; {_go_on(run)}")
-    gone = [enhanced for _, enhanced in batches if not enhanced.is_file()]
-    if gone:
-        raise SpeechmillError(f"{len(gone)} enhanced shards of {run} are gone (keep_enhanced: false?). {_instead(run)}")
+    missing = [ranking for ranking, _ in batches if not ranking.is_file()]
+    if missing:
+        raise SpeechmillError(f"{missing[0]} is missing: the run is not finished; {_how_to_resume(run)}")
+    missing = [enhanced for _, enhanced in batches if not enhanced.is_file()]
+    if missing:
+        raise SpeechmillError(
+            f"{len(missing)} enhanced shards of {run} are missing (keep_enhanced: false?). "
+            f"{_how_to_export_published(run)}"
+        )
     metrics = [
         column.name
         for ranking, _ in batches
         for column in pq.read_schema(ranking)
         if pa.types.is_floating(column.type) and column.name not in RANKING.names
     ]
-    published = data_schema(list(dict.fromkeys(metrics)), 0)  # the rate goes to the schema's metadata alone
+    published = data_schema(list(dict.fromkeys(metrics)), 0)  # the rate is only in the schema's metadata
     schema = pa.schema([field for field in published if field.name != "audio"])
     criteria = sha256_json(read_json(run / "ranking" / "profile.json")["criteria"])
     count, fingerprint = _check_ids(_accepted_ids(run, batches, summary))
@@ -102,10 +107,10 @@ def of_run(run: Path) -> Origin:
 
 
 def of_data_set(path: Path) -> Origin:
-    """The clips of a published data set, or of a copy of one from the Hub, in the order of its files.
+    """The clips of a published data set, or of its copy from the Hub, in the order of its files.
 
     Raises:
-        SpeechmillError: it is not complete or not readable, or no data set that speechmill published.
+        SpeechmillError: it is incomplete or not readable, or speechmill did not publish it.
     """
     files = sorted((path / "data").glob("*.parquet"))
     if not files:
@@ -128,50 +133,45 @@ def of_data_set(path: Path) -> Origin:
 
 
 def _summary(run: Path) -> dict[str, Any]:
-    """The summary of a run that is complete: with its publication, or with its report where it publishes nothing."""
-    holder = owner.read_owner(run)
+    """The summary of a complete run: one that is published or, if it publishes nothing, has a report."""
+    holder = run_lock.read_owner(run)
     if holder and holder.is_alive:
-        raise SpeechmillError(f"{run} is being worked on by {holder}; export it when that has ended")
+        raise SpeechmillError(f"{holder} is working on {run}; export it after that process has ended")
     if holder:
-        raise SpeechmillError(f"{run} was left by {holder}, which is dead: it is not finished; {_go_on(run)}")
+        raise SpeechmillError(f"{run} is not finished: {holder} no longer runs; {_how_to_resume(run)}")
     if not (run / "report" / "summary.json").is_file():
-        raise SpeechmillError(f"{run}: no finished run here (report/summary.json is missing); {_go_on(run)}")
+        raise SpeechmillError(f"{run}: no finished run here (report/summary.json is missing); {_how_to_resume(run)}")
     summary: dict[str, Any] = read_json(run / "report" / "summary.json")
     if (run / "published" / "UPLOADED.json").is_file():
         return summary
-    if (run / "published").exists():  # where publish.kind is none, nothing makes it
-        raise SpeechmillError(f"{run} is not published yet (published/UPLOADED.json is missing); {_go_on(run)}")
+    if (run / "published").exists():  # no rule creates it if publish.kind is none
+        raise SpeechmillError(f"{run} is not published yet (published/UPLOADED.json is missing); {_how_to_resume(run)}")
     plan = run / "run.json"
     if summary["failed_batches"] and not (plan.is_file() and read_json(plan).get("failed_batches") == "publish"):
         failed = ", ".join(sorted(summary["failed_batches"])[:5])
         raise SpeechmillError(
-            f"{run}: batches failed ({failed}) and nothing was published. Repair the cause and run again, "
-            "or set failed_batches: publish, to do without them"
+            f"{run}: batches failed ({failed}) and nothing was published. Fix the cause and run again, "
+            "or set failed_batches: publish to continue without them"
         )
     return summary
 
 
-def _go_on(run: Path) -> str:
-    return f"see speechmill status {run}, and go on with speechmill resume or the command that started it"
+def _how_to_resume(run: Path) -> str:
+    return f"see speechmill status {run}; resume it with speechmill resume or the command that started it"
 
 
-def _instead(run: Path) -> str:
+def _how_to_export_published(run: Path) -> str:
     sentinel = run / "published" / "UPLOADED.json"
     published = read_json(sentinel) if sentinel.is_file() else {}
-    if published.get("kind") == "hub":
-        fetch = (
-            f"hf download --repo-type dataset {published['repository']} --revision {published['tag']} --local-dir DIR"
-        )
-        return f"Export from what was published: {fetch}, then --data-set DIR instead of the run"
-    if published and Path(published["target"]).is_dir():
-        return f"Export from what was published: --data-set {published['target']} instead of the run"
-    return "Export from what was published (--data-set), or set keep_enhanced: true and run again"
+    if published and (option := published_by(published).export_option(published)):
+        return f"Export the published data set: {option} instead of the run"
+    return "Export the published data set (--data-set), or set keep_enhanced: true and run again"
 
 
 def _accepted_ids(
     run: Path, batches: list[tuple[Path, Path]], summary: dict[str, Any]
 ) -> Iterator[tuple[Path, list[Any]]]:
-    """Enhanced shard and accepted ids of every batch, compared with each other and in the end with the summary."""
+    """Enhanced shard and accepted ids of every batch, checked against each other and finally against the summary."""
     accepted = ranked = 0
     for ranking, enhanced in batches:
         table = pq.read_table(ranking, columns=["id", "state"])
@@ -184,40 +184,40 @@ def _accepted_ids(
         found = len(pc.unique(pc.index_in(ids, value_set=there)).drop_null())
         if found < len(ids) or len(pc.unique(there)) < len(there):
             raise LedgerError(
-                f"{len(ids) - found} of {len(ids)} accepted clips are missing from {enhanced}, or some are there "
+                f"{len(ids) - found} of {len(ids)} accepted clips are missing from {enhanced}, or some ids occur "
                 f"twice; delete it and {ranking} and run again"
             )
         yield enhanced, ids.to_pylist()
     ranked += sum(summary["failed_batches"].values())
     if (accepted, ranked) != (summary["clips"]["accepted"], summary["clips"]["input"]):
         raise LedgerError(
-            f"the ranking tables of {run} hold {accepted} accepted of {ranked} clips, its report "
-            f"{summary['clips']['accepted']} of {summary['clips']['input']}: run again, which renews the report"
+            f"the ranking tables of {run} have {accepted} accepted of {ranked} clips, its report "
+            f"{summary['clips']['accepted']} of {summary['clips']['input']}: run again to update the report"
         )
 
 
 def _check_ids(files: Iterable[tuple[Path, list[Any]]]) -> tuple[int, str]:
-    """Number and fingerprint of all clips, whose ids are safe as file names and differ."""
+    """Number and fingerprint of all clips. Checks that ids are safe as file names, and unique."""
     digest = hashlib.sha256()
     hashes = [np.empty(0, np.uint64)]
     for file, ids in files:
         bad = next((i for i in ids if not isinstance(i, str) or not SAFE_ID.fullmatch(i)), None)
         if bad is not None or None in ids:
             raise SpeechmillError(
-                f"{file}: {str(bad)[:80]!r} is no id of speechmill (hex digits alone), and is not taken for a file name"
+                f"{file}: {str(bad)[:80]!r} is not an id of speechmill (hex digits only), so it cannot name a file"
             )
         digest.update(f"{file.name} {file.stat().st_size} {' '.join(ids)}\n".encode())
         short = b"".join(hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids)
         hashes.append(np.frombuffer(short, np.uint64))
     together = np.concatenate(hashes)
     if len(np.unique(together)) < len(together):
-        raise SpeechmillError("clips are there twice, under the same id: publish the data set, or download it, again")
+        raise SpeechmillError("several clips have the same id: publish the data set, or download it, again")
     return len(together), digest.hexdigest()
 
 
 def _of_batch(ranking: Path, enhanced: Path, schema: pa.Schema, criteria_sha256: str) -> Iterator[Clip]:
-    there = pq.read_schema(ranking).names
-    scored = [name for name in schema.names if name in there and (name == "closeness" or name not in RANKING.names)]
+    ranked = pq.read_schema(ranking).names
+    scored = [name for name in schema.names if name in ranked and (name == "closeness" or name not in RANKING.names)]
     accepted = pq.read_table(ranking, columns=["id", *scored], filters=[("state", "=", "accepted")]).combine_chunks()
     models = models_of(pq.read_schema(enhanced)) | models_of(pq.read_schema(ranking))
     fixed = {"models": json.dumps(models, sort_keys=True), "criteria_sha256": criteria_sha256}
@@ -246,12 +246,12 @@ def _clip(split: str, row: dict[str, Any], audio: bytes | None, file: Path) -> C
 
 
 def _check_names(path: Path, files: list[Path]) -> None:
-    """All shards of every split, or of a split of every batch, of one version."""
+    """Check that the shards of every split are complete and of one version."""
     numbers = defaultdict(list)
     for file in files:
         match = _SHARD.fullmatch(file.name)
         if not match:
-            raise SpeechmillError(f"{file} is not named as speechmill names what it publishes (train-00000-of-00001)")
+            raise SpeechmillError(f"{file} does not have the name of a published shard (train-00000-of-00001)")
         numbers[match[1], int(match[3])].append(int(match[2]))
     splits = [split for split, _ in numbers]
     for (split, count), found in numbers.items():
@@ -262,18 +262,18 @@ def _check_names(path: Path, files: list[Path]) -> None:
 
 
 def _schema_of(files: list[Path]) -> pa.Schema:
-    """The columns but `audio`, the same in all files and such that JSON holds them."""
+    """The columns except `audio`. Checks that they are the same in all files, and of types that JSON has."""
     schema: pa.Schema | None = None
     for file in files:
         with _reading_published(file):
             found = pq.read_schema(file).remove_metadata()
         if schema is not None and found != schema:
-            raise SpeechmillError(f"{file} has other columns than {files[0]}: they are of different versions")
+            raise SpeechmillError(f"the columns of {file} and {files[0]} differ: they are of different versions")
         schema = found
         wrong = [n for n, t in _TYPES.items() if (n in found.names or n in _NEEDED) and not _is(found, n, t)]
         wrong += [f.name for f in found if f.name != "audio" and not _is_plain(f.type)]
         if wrong:
-            raise SpeechmillError(f"{file} is not of a data set that speechmill published: column {wrong[0]}")
+            raise SpeechmillError(f"speechmill did not publish {file}: unexpected column {wrong[0]}")
     assert schema is not None
     return pa.schema([field for field in schema if field.name != "audio"])
 

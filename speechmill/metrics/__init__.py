@@ -1,7 +1,7 @@
 """Metrics of a clip's quality, in groups that a configuration names (docs/metrics.md).
 
-Importing this package loads no model and no torch: what measures is loaded by `load_groups`, or when one of the
-functions of `speechmill.metrics.signal` is asked for by name.
+Importing this package loads no model and no torch. `load_groups` loads the models; a function of
+`speechmill.metrics.signal` is imported when it is first accessed by name. Knows nothing of enhancement.
 """
 
 from __future__ import annotations
@@ -9,8 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from speechmill.metrics.base import ClipBatch, GroupUnavailable, Metric, MetricGroup, Skipped
-from speechmill.metrics.catalogue import ENHANCE_METRICS, GROUP_METRICS, INPUT_METRICS, INPUT_PREFIX, all_metrics
-from speechmill.metrics.registry import GROUPS, SETS, load_groups, resolve_groups
+from speechmill.metrics.catalogue import (
+    ENHANCE_METRICS,
+    GROUP_METRICS,
+    GROUPS,
+    INPUT_METRICS,
+    INPUT_PREFIX,
+    SETS,
+    all_metrics,
+)
+from speechmill.metrics.registry import load_groups, resolve_groups
 
 if TYPE_CHECKING:
     from speechmill.metrics.signal import clip_ratio, dc_offset, measure_input_signal, peak_dbfs

@@ -1,12 +1,12 @@
-"""Every metric there is, declared without loading anything that measures it (docs/metrics.md explains them)."""
+"""Declarations of all metrics and metric groups (docs/metrics.md). Loads no model."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from speechmill.metrics.base import Metric
 
-INPUT_PREFIX = "input_"  # measured on the decoded input, before enhancement could hide a defect
+INPUT_PREFIX = "input_"  # measured on the decoded input, because enhancement can hide a defect
 
 _P835 = "DNSMOS P.835 (Reddy et al. 2022), speechmos"
 _SQUIM = "SQUIM objective (Kumar et al. 2023), torchaudio"
@@ -64,7 +64,30 @@ GROUP_METRICS: dict[str, tuple[Metric, ...]] = {
     ),
 }
 
-# Keyed by name: the columns that the enhance stage measures on the input, at 16 kHz and (the last three) native rate.
+
+@dataclass(frozen=True)
+class Loader:
+    """The class or function that loads a group, in a module of this package that is imported on first use."""
+
+    module: str
+    name: str
+    arguments: tuple[str, ...] = ()  # `device` and `squim_weights` in this order, or some of them
+
+
+GROUPS: dict[str, Loader] = {
+    "signal": Loader("signal", "SignalGroup"),
+    "dnsmos_p808": Loader("dnsmos", "load_p808", ("device",)),
+    "dnsmos_p835": Loader("dnsmos", "load_p835", ("device",)),
+    "distillmos": Loader("distillmos", "load_distillmos", ("device",)),
+    "squim": Loader("squim", "load_squim", ("device", "squim_weights")),
+}
+
+SETS: dict[str, tuple[str, ...]] = {
+    "light": ("signal", "dnsmos_p808"),
+    "full": ("signal", "dnsmos_p808", "dnsmos_p835", "distillmos", "squim"),
+}
+
+# By name: columns that the enhance stage measures on the input, at 16 kHz, the last four at the native rate.
 INPUT_METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -74,6 +97,15 @@ INPUT_METRICS: dict[str, Metric] = {
         ),
         Metric("input_peak_dbfs", "dBFS", -90, 0, "target", "Highest sample of the input", "sample peak"),
         Metric("input_dc_offset", "1", 0, 1, "cost", "Absolute mean of the input's samples, full scale 1", "mean"),
+        Metric(
+            "input_channel_correlation",
+            "1",
+            -1,
+            1,
+            "benefit",
+            "Lowest correlation of two channels of the input; -1 is opposite phase, missing for one channel",
+            "Pearson correlation",
+        ),
     )
 }
 

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechmill.files import sha256_file
-from speechmill.metrics.base import ClipBatch, GroupUnavailable, Metric
+from speechmill.audio.vad import RATE
+from speechmill.metrics.base import ClipBatch, GroupUnavailable, Metric, extra_full
 from speechmill.metrics.catalogue import GROUP_METRICS
 from speechmill.metrics.windows import SeparateSums, mean_over_windows, windows_at_once
-from speechmill.vad import RATE
+from speechmill.storage.files import sha256_file
 
 WINDOW = 122_880  # samples: 7.68 s
 MAX_HOP = RATE
@@ -27,7 +27,7 @@ WEIGHTS = "distill_mos_v7.pt"
 
 
 def window_starts(length: int) -> Sequence[int]:
-    """First samples of the windows of a clip of `length` samples: the package's, evenly spaced by at most 1 s."""
+    """First samples of the windows of a clip of `length` samples, as in the package: evenly spaced by at most 1 s."""
     beyond = max(0, length - WINDOW)
     hops = -(-beyond // MAX_HOP) + 1
     return [int(share * beyond) for share in np.linspace(0, 1, hops)]
@@ -56,11 +56,12 @@ class DistillMosGroup:
 
 
 def load_distillmos(device: str) -> DistillMosGroup:
-    """The group `distillmos` on `device`; GroupUnavailable where the package is not installed."""
+    """The group `distillmos` on `device`; GroupUnavailable if the package is not installed."""
     spec = importlib.util.find_spec("distillmos")
     if spec is None or spec.origin is None:
-        raise GroupUnavailable("the package distillmos is not installed (pip install distillmos)")
-    from distillmos.sqa import ConvTransformerSQAModel
+        raise GroupUnavailable("the package distillmos is not installed (pip install 'speechmill[full]')")
+    with extra_full():
+        from distillmos.sqa import ConvTransformerSQAModel
 
     path = Path(spec.origin).parent / "weights" / WEIGHTS
     model = ConvTransformerSQAModel(load_weights=False, segmenting_in_forward=False)

@@ -15,21 +15,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchaudio.functional import melscale_fbanks
 
-from speechmill.files import sha256_file
+from speechmill.audio.vad import RATE
 from speechmill.metrics.base import ClipBatch, GroupUnavailable, Metric
 from speechmill.metrics.catalogue import GROUP_METRICS
 from speechmill.metrics.dnsmos_networks import P808Network, P835Network, onnx_weights
+from speechmill.metrics.mel import mel_filters
 from speechmill.metrics.windows import mean_over_windows, window_products, windows_at_once
-from speechmill.vad import RATE
+from speechmill.storage.files import sha256_file
 
 WINDOW = 144_160  # samples: 9.01 s
 HOP = RATE
 MAX_WINDOWS = 2  # per clip; see docs/metrics.md for the error that this makes
 FFT = 321  # odd, as the P.808 model was trained
 MELS = 120
-# The files whose networks those in torch are: of speechmos 0.0.1.1. Others need a look before they are trusted.
+# The files of speechmos 0.0.1.1, which the networks in torch reproduce. Compare other files before you add them.
 KNOWN_VERSION = "0.0.1.1"
 KNOWN_NETWORKS = {
     "model_v8.onnx": "9246480c58567bc6affd4200938e77eef49468c8bc7ed3776d109c07456f6e91",
@@ -47,11 +47,11 @@ P835_POLYNOMIALS = torch.tensor(
 
 
 def window_starts(length: int, max_windows: int | None = MAX_WINDOWS) -> Sequence[int]:
-    """First samples of the windows of a clip of `length` samples, as speechmos sets them, at most `max_windows`.
+    """First samples of the windows of a clip of `length` samples, as in speechmos, but at most `max_windows`.
 
-    A clip below 9.01 s is doubled until it is long enough; windows then follow each other by 1 s, and of more than
-    `max_windows` that many evenly spaced ones are taken. (speechmos itself drops the windows that start from 7 to
-    23 s: rounding makes them one sample short.)
+    A clip below 9.01 s is doubled until it is long enough. Windows start 1 s apart; of more than `max_windows`, that
+    many evenly spaced ones are used. (speechmos itself drops the windows that start from 7 to 23 s, because rounding
+    makes them one sample short.)
     """
     while length < WINDOW:
         length *= 2
@@ -69,9 +69,9 @@ def cut_windows(clips: ClipBatch, rows: Tensor, starts: Tensor) -> Tensor:
 
 @cache
 def _mel_filters(device: str) -> Tensor:
-    # torchaudio's bins end at half the rate, those of an odd FFT below it. Every second bin of twice the
-    # resolution is where librosa has them.
-    dense = melscale_fbanks(FFT + 1, 0.0, RATE / 2, MELS, RATE, norm="slaney", mel_scale="slaney")
+    # The bins of the filters end at half the rate, those of an odd FFT end below it. Every second bin of twice the
+    # resolution is at librosa's frequency.
+    dense = mel_filters(FFT + 1, 0.0, RATE / 2, MELS, RATE, equal_area=True)
     return dense[::2].contiguous().to(device)
 
 
@@ -121,7 +121,7 @@ class DnsmosGroup:
 
 
 def load_p808(device: str) -> DnsmosGroup:
-    """The group `dnsmos_p808`; GroupUnavailable where a package is not installed or its network is not known."""
+    """The group `dnsmos_p808`; GroupUnavailable if a package is not installed or its network is not known."""
     network, versions = _load("model_v8.onnx", P808Network, device)
 
     def model(windows: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def load_p808(device: str) -> DnsmosGroup:
 
 
 def load_p835(device: str) -> DnsmosGroup:
-    """The group `dnsmos_p835`; GroupUnavailable where a package is not installed or its network is not known."""
+    """The group `dnsmos_p835`; GroupUnavailable if a package is not installed or its network is not known."""
     network, versions = _load("sig_bak_ovr.onnx", P835Network, device)
 
     def model(windows: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ def load_p835(device: str) -> DnsmosGroup:
 
 
 def _threads(device: str) -> int:
-    """onnxruntime gains more by a window per thread than by threads that share one."""
+    """Threads for onnxruntime: one window per thread is faster than several threads on one window."""
     return 1 if device.startswith("cuda") else torch.get_num_threads()
 
 
@@ -159,8 +159,8 @@ def _load(
 
 
 def _network_file(file: str) -> tuple[Path, str]:
-    """Path and sha256 of a known network. Whatever the device, so that preflight on a CPU finds what GPUs will need."""
-    # Found by path: importing speechmos brings librosa and its compiler with it.
+    """Path and sha256 of a known network. Needs all packages on any device: preflight on a CPU checks for GPUs too."""
+    # By path: importing speechmos imports librosa and numba.
     folders = {}
     for name in ("speechmos", "onnxruntime", "onnx"):
         spec = importlib.util.find_spec(name)
@@ -177,7 +177,7 @@ def _network_file(file: str) -> tuple[Path, str]:
 
 
 def onnx_network(path: Path) -> Network:
-    """The file's network by onnxruntime, on CPUs 1.7 (P.835) to 3 times (P.808) as fast as torch."""
+    """The file's network in onnxruntime: on CPUs 1.7 (P.835) to 3 times (P.808) as fast as torch."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

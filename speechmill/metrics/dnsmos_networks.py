@@ -1,7 +1,8 @@
-"""The two DNSMOS networks in torch, with the weights that the ONNX files of the speechmos wheel hold.
+"""The two DNSMOS networks in torch, for GPUs, with the weights of the ONNX files in the speechmos wheel.
 
-For GPUs: onnxruntime's wheel computes on CPUs only. Structure as in the files' graphs: 3×3 convolutions of zero-padded images (frames, bands), the maximum over the image, three dense layers.
-Only weights are read, nothing of the graph is run. Sources: dnsmos.py.
+onnxruntime's wheel computes on CPUs only. The structure is that of the files' graphs: 3×3 convolutions of zero-padded
+images (frames, bands), the maximum over the image, three dense layers. Only the weights are read from the files; their
+graphs are not executed. Sources: dnsmos.py.
 
 float32 throughout: bfloat16 moved P.835 by up to 0.03 MOS, float32 is within 1e-4 of onnxruntime.
 """
@@ -19,8 +20,8 @@ from speechmill.metrics.windows import SeparateSums, window_products
 FRAME = 320  # samples of a P.835 frame
 FRAME_HOP = 160
 P835_BINS = FRAME // 2 + 1
-POWER_FLOOR = 1e-12  # of P.835, below which a bin counts as this
-# As the files name the layers, first to last; the images are halved behind the convolutions of these indices.
+POWER_FLOOR = 1e-12  # of a bin, in P.835
+# Names of the layers in the files, first to last. The images are halved after the convolutions with these indices.
 P808_CONVOLUTIONS = ("conv2d_5", "conv2d_6", "conv2d_7", "conv2d_8", "conv2d_9")
 P808_HALVED = (0, 1, 3)
 P808_DENSE = tuple(f"mos_estimator_small_1/dense_{i}" for i in (3, 4, 5))
@@ -31,7 +32,7 @@ P835_DENSE = tuple(f"mos_estimator_logpow/{name}" for name in ("dense", "dense_1
 
 def onnx_weights(path: Path) -> dict[str, Tensor]:
     """Name -> value of all constants of the ONNX file."""
-    import onnx  # here: only a GPU's job needs it
+    import onnx  # only jobs on a GPU need it
     from onnx import numpy_helper
 
     graph = onnx.load(path, load_external_data=False).graph
@@ -39,7 +40,7 @@ def onnx_weights(path: Path) -> dict[str, Tensor]:
 
 
 class _ConvolutionalMos(nn.Module):
-    """What the two have in common: images (N, 1, frames, bands) -> (N, outputs)."""
+    """Common base of the two networks: images (N, 1, frames, bands) -> (N, outputs)."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class _ConvolutionalMos(nn.Module):
 
 
 class P808Network(_ConvolutionalMos):
-    """Log-mel windows (N, 900, 120), as dnsmos.p808_features gives them -> MOS (N, 1)."""
+    """Log-mel windows (N, 900, 120) by dnsmos.p808_features -> MOS (N, 1)."""
 
     def __init__(self, weights: Mapping[str, Tensor]):
         super().__init__(weights, P808_CONVOLUTIONS, P808_HALVED, P808_DENSE)
@@ -81,7 +82,7 @@ class P808Network(_ConvolutionalMos):
 class P835Network(_ConvolutionalMos):
     """Windows of samples (N, 144160) at 16 kHz -> raw SIG, BAK, OVRL (N, 3), for dnsmos.p835_mos.
 
-    A window takes 0.11 GB in the first two layers: 128 and 64 channels of 900 frames by 161 bins.
+    A window needs 0.11 GB in the first two layers: 128 and 64 channels of 900 frames by 161 bins.
     """
 
     basis: Tensor

@@ -1,67 +1,23 @@
-"""The metric groups by name: which there are, which a configuration means, which this machine can load."""
+"""Metric groups by name: those that a configuration selects, and those that this machine can load."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import importlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from speechmill.config import nearest
 from speechmill.errors import ConfigError
 from speechmill.metrics.base import GroupUnavailable, MetricGroup, Skipped
-
-Loader = Callable[[str, Path | None], MetricGroup]  # (device, weights of SQUIM) -> group, or GroupUnavailable
-
-
-def _signal(device: str, squim_weights: Path | None) -> MetricGroup:
-    from speechmill.metrics.signal import SignalGroup
-
-    return SignalGroup()
-
-
-def _dnsmos_p808(device: str, squim_weights: Path | None) -> MetricGroup:
-    from speechmill.metrics.dnsmos import load_p808
-
-    return load_p808(device)
-
-
-def _dnsmos_p835(device: str, squim_weights: Path | None) -> MetricGroup:
-    from speechmill.metrics.dnsmos import load_p835
-
-    return load_p835(device)
-
-
-def _distillmos(device: str, squim_weights: Path | None) -> MetricGroup:
-    from speechmill.metrics.distillmos import load_distillmos
-
-    return load_distillmos(device)
-
-
-def _squim(device: str, squim_weights: Path | None) -> MetricGroup:
-    from speechmill.metrics.squim import load_squim
-
-    return load_squim(device, squim_weights)
-
-
-# A new group is one line here and its metrics in the catalogue.
-GROUPS: dict[str, Loader] = {
-    "signal": _signal,
-    "dnsmos_p808": _dnsmos_p808,
-    "dnsmos_p835": _dnsmos_p835,
-    "distillmos": _distillmos,
-    "squim": _squim,
-}
-
-SETS: dict[str, tuple[str, ...]] = {
-    "light": ("signal", "dnsmos_p808"),
-    "full": ("signal", "dnsmos_p808", "dnsmos_p835", "distillmos", "squim"),
-}
+from speechmill.metrics.catalogue import GROUPS, SETS
+from speechmill.utils.schema import nearest
 
 
 def resolve_groups(spec: str | Iterable[str]) -> tuple[str, ...]:
-    """The groups that a set, a group, or a list of both names: each once, in the order named.
+    """The groups of a set, of a group, or of a list of both, without repetition, in the given order.
 
     Raises:
-        ConfigError: a name is neither a set nor a group; the message has the nearest valid one.
+        ConfigError: a name is neither a set nor a group. The message suggests the nearest valid name.
     """
     groups: dict[str, None] = {}
     for name in [spec] if isinstance(spec, str) else spec:
@@ -79,16 +35,20 @@ def resolve_groups(spec: str | Iterable[str]) -> tuple[str, ...]:
 def load_groups(
     names: Iterable[str], device: str = "cpu", squim_weights: str | Path | None = None
 ) -> tuple[list[MetricGroup], list[Skipped]]:
-    """Load the models of the named groups onto `device`; what is not installed is skipped, with its reason.
+    """Load the models of the named groups onto `device`. Groups that are not installed are skipped, with the reason.
 
     Raises:
         ConfigError: `squim_weights` is given but is not a usable weights file.
     """
+    weights = Path(squim_weights) if squim_weights is not None else None
+    settings: dict[str, Any] = {"device": device, "squim_weights": weights}
     loaded: list[MetricGroup] = []
     skipped: list[Skipped] = []
     for name in names:
         try:
-            loaded.append(GROUPS[name](device, Path(squim_weights) if squim_weights is not None else None))
+            loader = GROUPS[name]
+            load = getattr(importlib.import_module(f"speechmill.metrics.{loader.module}"), loader.name)
+            loaded.append(load(*(settings[argument] for argument in loader.arguments)))
         except GroupUnavailable as reason:
             skipped.append(Skipped(name, str(reason)))
     return loaded, skipped

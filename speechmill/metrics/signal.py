@@ -1,8 +1,8 @@
 """Signal metrics: formulas over whole batches of padded clips at 16 kHz, masked, on the batch's device.
 
 All functions take samples (B, S) float32 with full scale ±1 and lengths (B,) int64, and return (B,) float64 with
-NaN where a clip is too short, silent or without speech. Only frames that lie wholly within a clip are used, so
-padding and batch-mates touch nothing.
+NaN where a clip is too short, silent or without speech. They use only frames entirely within a clip, so padding and
+other clips of the batch have no influence.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor
-from torchaudio.functional import melscale_fbanks
 
 from speechmill import versions
-from speechmill.engine import exact_convolutions
+from speechmill.audio.vad import CHUNK, RATE
+from speechmill.engine.tensors import exact_convolutions
 from speechmill.metrics.base import ClipBatch, Metric
 from speechmill.metrics.catalogue import CLIP_RATIO, GROUP_METRICS, INPUT_PREFIX, SNR
-from speechmill.vad import CHUNK, RATE
+from speechmill.metrics.mel import mel_filters
 
-SNR_SPEECH_PROBABILITY = 0.6  # higher than for trimming: doubtful frames shall not count as speech level
+SNR_SPEECH_PROBABILITY = 0.6  # higher than for trimming: uncertain frames must not count in the level of speech
 NOISE_QUANTILE = 0.05
 SNR_BANDS = 40
 DIGITAL_SILENCE = 1e-11  # mean square; -110 dBFS, below any 16-bit noise
-MIN_FRAMES = 32  # products with fewer rows are summed in another order: a short clip would tell if it was alone
+MIN_FRAMES = 32  # products with fewer rows are summed in another order: a short clip would depend on its batch
 PEAK_TOLERANCE = 1e-3
 BANDWIDTH_DROP_DB = 50.0
 DECAY_BANDS = 24
 DECAY_HOP = 80  # 5 ms
-DECAY_SPAN = 24  # hops: 120 ms, shorter than most vowels' own fall, longer than a pitch period
-DECAY_HEADROOM_DB = 15.0  # a decay starts so far above its band's floor
+DECAY_SPAN = 24  # hops: 120 ms, shorter than the decay of most vowels, longer than a pitch period
+DECAY_HEADROOM_DB = 15.0  # minimum level of the start of a decay over the floor of its band
 DECAY_QUANTILE = 0.05
 DECAY_MIN_SLOPES = 20
-SPECTRUM_BLOCK = 1 << 22  # values of a spectrogram that are held at a time
+SPECTRUM_BLOCK = 1 << 22  # values of a spectrogram in memory at a time
 
 
 def masked_quantile(values: Tensor, valid: Tensor, quantile: float) -> Tensor:
-    """Linearly interpolated quantile along the last axis over the valid values; NaN where there are none.
+    """Linearly interpolated quantile along the last axis over the valid values; NaN where no value is valid.
 
-    values (..., N), valid (..., N) bool -> (...). As `numpy.quantile`, without torch's limit on N.
+    values (..., N), valid (..., N) bool -> (...). Equals `numpy.quantile`, without the limit of `torch.quantile` on N.
     """
     ordered = values.masked_fill(~valid, torch.inf).sort(dim=-1).values
     count = valid.sum(-1, keepdim=True)
@@ -54,15 +54,15 @@ def masked_quantile(values: Tensor, valid: Tensor, quantile: float) -> Tensor:
 
 
 def sum_in_order(values: Tensor) -> Tensor:
-    """(B, T) float64 -> (B,): the same to the last bit however many zeros follow a clip's own values.
+    """(B, T) float64 -> (B,): the same to the last bit for any number of zeros after a clip's own values.
 
-    `sum` adds in an order that depends on T.
+    The order in which `sum` adds depends on T.
     """
     return values.cumsum(1)[:, -1]
 
 
 def whole_frames(samples: Tensor, lengths: Tensor, size: int, hop: int) -> tuple[Tensor, Tensor]:
-    """Frames (B, T, size), a view, and which of them lie within their clip, (B, T) bool; T is MIN_FRAMES or more."""
+    """Frames (B, T, size), a view, and a mask (B, T) of those within their clip; T is MIN_FRAMES or more."""
     shortest = size + (MIN_FRAMES - 1) * hop
     if samples.shape[1] < shortest:
         samples = torch.nn.functional.pad(samples, (0, shortest - samples.shape[1]))
@@ -72,7 +72,7 @@ def whole_frames(samples: Tensor, lengths: Tensor, size: int, hop: int) -> tuple
 
 
 def power_spectra(frames: Tensor, window: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Power spectra (B, t, size/2+1) of windowed frames (B, T, size), in slices of T that bound the memory."""
+    """Power spectra (B, t, size/2+1) of windowed frames (B, T, size), in slices of T to limit memory."""
     batch, count, size = frames.shape
     step = max(1, SPECTRUM_BLOCK // (batch * size))
     for start in range(0, count, step):
@@ -81,19 +81,19 @@ def power_spectra(frames: Tensor, window: Tensor) -> Iterator[tuple[slice, Tenso
 
 
 def within(samples: Tensor, lengths: Tensor) -> Tensor:
-    """(B, S) bool: which samples belong to their clip."""
+    """(B, S) bool: the mask of samples that belong to their clip."""
     return torch.arange(samples.shape[1], device=samples.device) < lengths[:, None]
 
 
 def vad_snr_db(samples: Tensor, lengths: Tensor, probabilities: Tensor) -> Tensor:
-    """Speech-to-noise ratio in dB: mean power of speech frames over a noise floor that is found band by band.
+    """Speech-to-noise ratio in dB: mean power of speech frames over a noise floor estimated per band.
 
     32 ms Hann frames every 16 ms, 40 mel bands from 60 Hz to 8 kHz. A band's noise is the 5 % quantile of its
-    power over all frames that are not digital silence, times what the mean of Gaussian noise is above that
-    quantile (after Martin 2001, "Noise power spectral density estimation based on optimal smoothing and minimum
-    statistics"). Fluent speech without pauses still leaves each band silent for moments, which a quantile of the
-    whole frame's power never sees. Speech is where Silero's probability exceeds 0.6; the noise is subtracted from
-    its power. Above 30 dB the estimate falls short, as speech fills the gaps (docs/metrics.md has the error).
+    power over all frames that are not digital silence, times the ratio of mean to quantile of Gaussian noise
+    (after Martin 2001, "Noise power spectral density estimation based on optimal smoothing and minimum
+    statistics"). Even in fluent speech without pauses each band is silent for moments; a quantile of the
+    whole frame's power would miss them. Speech is where Silero's probability exceeds 0.6; the noise is subtracted
+    from its power. Above 30 dB the estimate is too low, because speech fills the gaps (docs/metrics.md: error).
     """
     window = torch.hann_window(CHUNK, device=samples.device)
     mel, excess = _snr_bands()
@@ -113,11 +113,11 @@ def vad_snr_db(samples: Tensor, lengths: Tensor, probabilities: Tensor) -> Tenso
 
 @cache
 def _snr_bands() -> tuple[Tensor, Tensor]:
-    """Mel filters (257, 40), and how far per band the mean of Gaussian noise is above its NOISE_QUANTILE, (40,).
+    """Mel filters (257, 40), and per band (40,) the ratio of the mean of Gaussian noise to its NOISE_QUANTILE.
 
-    Measured on 100 s of seeded noise: neighbouring bins are correlated, so no simple distribution gives it.
+    Measured on 100 s of seeded noise: neighbouring bins are correlated, so there is no simple formula.
     """
-    mel = melscale_fbanks(CHUNK // 2 + 1, 60.0, RATE / 2, SNR_BANDS, RATE, mel_scale="slaney")
+    mel = mel_filters(CHUNK // 2 + 1, 60.0, RATE / 2, SNR_BANDS, RATE)
     noise = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 100 * RATE), dtype=np.float32))
     frames = noise.unfold(1, CHUNK, CHUNK // 2)
     spectra = torch.cat([part for _, part in power_spectra(frames, torch.hann_window(CHUNK))], 1)
@@ -128,8 +128,8 @@ def _snr_bands() -> tuple[Tensor, Tensor]:
 def clip_ratios(samples: Tensor, lengths: Tensor) -> Tensor:
     """Share of samples, 0..1, in runs of at least 3 within 0.1 % of the clip's own absolute peak.
 
-    The clip's own peak instead of full scale also finds what was attenuated after it was clipped. Clipping
-    before a lossy codec or a resampler leaves no flat run and is not found.
+    Relative to the clip's own peak instead of full scale, so audio that was attenuated after clipping is found too.
+    Clipping before a lossy codec or a resampler leaves no flat run and is not found.
     """
     magnitude = samples.abs() * within(samples, lengths)
     peak = magnitude.amax(1, keepdim=True)
@@ -142,12 +142,12 @@ def clip_ratios(samples: Tensor, lengths: Tensor) -> Tensor:
 def bandwidth_hz(samples: Tensor, lengths: Tensor) -> Tensor:
     """Highest frequency in Hz whose mean power lies within 50 dB of the strongest one above 100 Hz.
 
-    The -50 dB rule that NeMo Curator filters by, in steps of 31.25 Hz, with the clip's mean removed and the peak
-    sought above 100 Hz, so that neither offset nor hum shifts the reference. Noise counts as bandwidth.
+    The -50 dB rule of NeMo Curator's filter, in steps of 31.25 Hz. The clip's mean is removed and the peak is
+    searched above 100 Hz, so that neither offset nor hum shifts the reference. Noise counts as bandwidth.
     """
     size, hop = 512, 160
     inside = within(samples, lengths)
-    # Double: a bin near the threshold must not change sides with the batch's order of summation.
+    # float64: rounding, which depends on the batch, must not move a bin across the threshold.
     mean = (sum_in_order(samples.double() * inside) / lengths)[:, None]
     frames, valid = whole_frames((samples - mean) * inside, lengths, size, hop)
     window = torch.blackman_window(size, dtype=torch.float64, device=samples.device)
@@ -169,21 +169,19 @@ def speech_ratio(lengths: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def reverb_decay_db_s(samples: Tensor, lengths: Tensor) -> Tensor:
-    """How fast sound dies away, in dB/s: large in dry rooms, small in reverberant ones.
+    """Rate at which sound decays, in dB/s: large in dry rooms, small in reverberant ones.
 
-    Levels of 24 mel bands (125 Hz to 7.5 kHz) every 5 ms; regression slopes over 120 ms; of the falling ones that
-    start at least 15 dB above their band's floor (its 10 % quantile), the steepest 5 % quantile: a room's tail,
-    60 dB in RT60, bounds how fast speech in it can fall (Wen, Habets, Naylor 2008, "Blind estimation of
-    reverberation time based on the distribution of signal decay rates"). Needs some 15 dB of SNR.
+    Levels of 24 mel bands (125 Hz to 7.5 kHz) every 5 ms; regression slopes over 120 ms; of the falling slopes that
+    start at least 15 dB above their band's floor (its 10 % quantile), the 5 % quantile. The tail of a room, 60 dB in
+    RT60, limits how fast speech in it can decay (Wen, Habets, Naylor 2008, "Blind estimation of reverberation time
+    based on the distribution of signal decay rates"). Needs about 15 dB of SNR.
     """
     size = 256
     window = torch.hann_window(size, device=samples.device)
-    mel = melscale_fbanks(size // 2 + 1, 125.0, 7500.0, DECAY_BANDS, RATE, norm="slaney", mel_scale="slaney").to(
-        samples.device
-    )
+    mel = mel_filters(size // 2 + 1, 125.0, 7500.0, DECAY_BANDS, RATE, equal_area=True).to(samples.device)
     frames, valid = whole_frames(samples, lengths, size, DECAY_HOP)
     power = torch.cat([spectra @ mel for _, spectra in power_spectra(frames, window)], 1).transpose(1, 2)
-    # 90 dB below the clip's loudest band: far below any floor that matters, and the same at every gain.
+    # Limited to 90 dB below the clip's loudest band: far below any relevant floor, and independent of the gain.
     loudest = (power * valid[:, None]).amax((1, 2), keepdim=True)
     level = 10 * torch.maximum(power, loudest * 1e-9).clamp_min(1e-30).log10()
     if level.shape[2] < DECAY_SPAN:
@@ -201,7 +199,7 @@ def reverb_decay_db_s(samples: Tensor, lengths: Tensor) -> Tensor:
 
 
 def loudness_lufs(samples: Tensor, lengths: Tensor) -> Tensor:
-    """Integrated loudness in LUFS (ITU-R BS.1770-4); NaN where everything is gated out."""
+    """Integrated loudness in LUFS (ITU-R BS.1770-4); NaN if all blocks are gated."""
     from speechmill.audio.loudness import integrated_loudness
 
     loudness = torch.as_tensor(integrated_loudness(samples, lengths, RATE), dtype=torch.float64)
@@ -238,7 +236,7 @@ class SignalGroup:
 def measure_input_signal(clips: ClipBatch) -> dict[str, np.ndarray]:
     """The signal metrics of decoded, untrimmed input, named `input_*`; (B,) float64 each.
 
-    Clipping is not among them: at 16 kHz it is hidden, so `clip_ratio` measures it at the input's own rate.
+    Without clipping, which resampling to 16 kHz hides: `clip_ratio` measures it at the input's own rate.
     """
     return {
         INPUT_PREFIX + name: measure(clips).cpu().numpy()
@@ -248,7 +246,7 @@ def measure_input_signal(clips: ClipBatch) -> dict[str, np.ndarray]:
 
 
 def clip_ratio(samples: np.ndarray) -> float:
-    """`clip_ratios` of one clip (S,) at any sampling rate; NaN where it is empty."""
+    """`clip_ratios` of one clip (S,) at any sampling rate; NaN if it is empty."""
     if not samples.size:
         return float("nan")
     with torch.inference_mode():
@@ -257,11 +255,11 @@ def clip_ratio(samples: np.ndarray) -> float:
 
 
 def peak_dbfs(samples: np.ndarray) -> float:
-    """Highest absolute sample of one clip in dB relative to full scale; NaN where all are zero."""
+    """Highest absolute sample of one clip in dB relative to full scale; NaN if all are zero."""
     peak = float(np.max(np.abs(samples), initial=0.0))
     return float(20 * np.log10(peak)) if peak > 0 else float("nan")
 
 
 def dc_offset(samples: np.ndarray) -> float:
-    """Absolute mean of one clip's samples, full scale 1; NaN where it is empty."""
+    """Absolute mean of one clip's samples, full scale 1; NaN if it is empty."""
     return abs(float(np.mean(samples, dtype=np.float64))) if samples.size else float("nan")

@@ -1,7 +1,7 @@
 """SQUIM objective: torchaudio's no-reference estimates of STOI, wide-band PESQ and SI-SDR.
 
 Kumar et al., "TorchAudio-Squim: Reference-less Speech Quality and Intelligibility Measures in TorchAudio",
-ICASSP 2023. The weights (CC BY 4.0) come in no package; they are used where their file is named.
+ICASSP 2023. No package contains the weights (CC BY 4.0): `score.squim_weights` names their file.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from speechmill.engine import exact_convolutions
+from speechmill.audio.vad import RATE
+from speechmill.engine.tensors import exact_convolutions
 from speechmill.errors import ConfigError
-from speechmill.files import sha256_file
-from speechmill.metrics.base import ClipBatch, GroupUnavailable, Metric
+from speechmill.metrics.base import ClipBatch, GroupUnavailable, Metric, extra_full
 from speechmill.metrics.catalogue import GROUP_METRICS
-from speechmill.vad import RATE
+from speechmill.storage.files import sha256_file
 
-MAX_PART = 10 * RATE  # the attention's memory grows with the square of a part's length
+MAX_PART = 10 * RATE  # memory of the attention grows with the square of the length
 MIN_LENGTH = RATE // 10
 WEIGHTS_URL = "https://download.pytorch.org/torchaudio/models/squim_objective_dns2020.pth"
 
@@ -36,9 +36,9 @@ class SquimGroup:
 
     @torch.inference_mode()
     def measure(self, clips: ClipBatch) -> dict[str, np.ndarray]:
-        """Clip by clip: the model pools over time without a mask, so no clip may be padded.
+        """One clip at a time: the model pools over time without a mask, so clips must not be padded.
 
-        A clip above 10 s is cut into equal parts and averaged. NaN for silence and for clips below 0.1 s.
+        A clip above 10 s is cut into equal parts, and their scores are averaged. NaN for silence and below 0.1 s.
         """
         values = np.full((len(clips.samples), len(self.metrics)), np.nan)
         with exact_convolutions():
@@ -48,7 +48,7 @@ class SquimGroup:
                     continue
                 parts = clip.tensor_split(-(-length // MAX_PART))
                 scores = torch.stack([torch.cat(list(self.model(part[None]))) for part in parts])
-                values[i] = scores.double().nanmean(0).cpu().numpy()  # a silent part has no level and gives NaN
+                values[i] = scores.double().nanmean(0).cpu().numpy()  # a silent part gives NaN
         return {metric.name: values[:, i] for i, metric in enumerate(self.metrics)}
 
 
@@ -56,23 +56,24 @@ def load_squim(device: str, weights: Path | None) -> SquimGroup:
     """The group `squim` on `device`, with the state dictionary in `weights`.
 
     Raises:
-        GroupUnavailable: no weights are named.
+        GroupUnavailable: no weights are named, or torchaudio cannot be imported.
         ConfigError: the file is missing, or is not a state dictionary of this model.
     """
     if weights is None:
         raise GroupUnavailable(
-            f"its weights are in no package: download {WEIGHTS_URL} and set score.squim_weights to the file"
+            f"no package contains its weights: download {WEIGHTS_URL} and set score.squim_weights to the file"
         )
-    from torchaudio.models import squim_objective_base
+    with extra_full():
+        from torchaudio.models import squim_objective_base
 
     model = squim_objective_base()
     try:
         model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise ConfigError(f"score.squim_weights: {weights} does not exist; download {WEIGHTS_URL}") from None
-    except Exception as error:  # whatever a wrong or damaged file makes torch raise
+    except Exception as error:  # torch raises many types for a wrong or damaged file
         first_line = str(error).partition("\n")[0]
         raise ConfigError(
-            f"score.squim_weights: {weights} does not hold the weights of {WEIGHTS_URL} ({first_line})"
+            f"score.squim_weights: {weights} does not contain the weights of {WEIGHTS_URL} ({first_line})"
         ) from error
     return SquimGroup(model.eval().to(device), {f"squim/{weights.name}": sha256_file(weights)})

@@ -1,8 +1,8 @@
-"""Models with a fixed input size: every clip is cut into its own windows, and every call has the same number of them.
+"""Models with a fixed input size: every clip is cut into windows, and every call has the same number of windows.
 
-Padding clips to a common length would change their scores (docs/metrics.md), and so would calls of different sizes, in
-the last bits: a call's size chooses the kernel, and with it the order of summation. In calls of one size, each window
-is computed in the same way whatever clips the others are of, and a GPU is kept busy by many short clips.
+Padding clips to a common length would change their scores (docs/metrics.md). Calls of different sizes would change
+their last bits, because the size selects the kernel, and with it the order of summation. With a constant size, the
+result of a window does not depend on the others in the call, and many short clips still keep a GPU busy.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from speechmill.engine import exact_convolutions
-from speechmill.memory import is_large
+from speechmill.engine.memory import is_large
+from speechmill.engine.tensors import exact_convolutions
 from speechmill.metrics.base import ClipBatch
 
-# (clips, rows (k,), starts (k,)) -> (k, W): of clip rows[j] the window from sample starts[j] on, made on the clips' device.
+# (clips, rows (k,), starts (k,)) -> (k, W): the windows of clips rows[j] from sample starts[j], on the clips' device.
 Cut = Callable[[ClipBatch, Tensor, Tensor], Tensor]
 
 
 def windows_at_once(device: str) -> int:
-    """Windows per call: enough to fill a GPU; one on a CPU, which is no faster with more (docs/metrics.md)."""
+    """Windows per call: enough to fill a GPU; one on a CPU, where more are not faster (docs/metrics.md)."""
     return (32 if is_large(device) else 8) if device.startswith("cuda") else 1
 
 
@@ -37,12 +37,12 @@ def mean_over_windows(
     at_once: int,
     threads: int = 1,
 ) -> np.ndarray:
-    """Run `model` over the windows of all clips, `at_once` of them in every call, and average its outputs by clip.
+    """Run `model` over the windows of all clips, `at_once` windows per call, and average its outputs by clip.
 
-    starts: samples of a clip -> first samples of its windows. model: (at_once, W) -> at_once times `outputs` values,
-    each window's from its own samples only. The last call is filled up with its last window again. Memory is that of
-    one call per thread; `threads` call the model at the same time. Returns (B, outputs) float64; NaN for empty and all-zero clips, whose quality is nobody's guess, and
-    where the model gives no finite value.
+    starts: samples of a clip -> first samples of its windows. model: (at_once, W) -> at_once times `outputs` values;
+    the values of a window depend on its samples only. The last call repeats its last window to reach `at_once`.
+    `threads` threads call the model at the same time; memory is that of one call per thread. Returns (B, outputs)
+    float64, NaN for empty and all-zero clips, and where an output of the model is not finite.
     """
     audible = (clips.samples.abs().amax(1) > 0).cpu().numpy()
     lengths = clips.lengths.cpu().tolist()
@@ -54,7 +54,7 @@ def mean_over_windows(
     filled = windows + windows[-1:] * (-len(windows) % at_once)
     rows, firsts = torch.tensor(filled, device=clips.samples.device).unbind(1)
 
-    @torch.inference_mode()  # of each thread
+    @torch.inference_mode()  # the mode is per thread
     def called(call: tuple[Tensor, Tensor]) -> Tensor:
         return model(cut(clips, *call)).reshape(at_once, outputs)
 
@@ -72,16 +72,16 @@ def mean_over_windows(
 def window_products(windows: Tensor, matrix: Tensor) -> Tensor:
     """windows (N, frames, k) times a matrix (k, m), one product per window -> (N, frames, m).
 
-    One product over all frames may compute its last ones, those of the last window, by another kernel.
+    A single product over all frames may use another kernel for its last rows, which belong to the last window.
     """
     return torch.bmm(windows, matrix.expand(len(windows), -1, -1))
 
 
 class SeparateSums(nn.Module):
-    """A linear layer of few inputs: x (N, in) -> (N, out), each sum by itself. weight: (out, in), bias: (out,).
+    """A linear layer of few inputs: x (N, in) -> (N, out), one sum per output. weight: (out, in), bias: (out,).
 
-    A product of N rows does not sum all of them in one order, so that a window's value would show its place in the
-    call: the only such place found in these models (on CPUs, in the last bit).
+    A matrix product does not sum all its N rows in the same order, so the last bit of a window's value would depend on
+    its position in the call (on CPUs; no other layer of these models does this).
     """
 
     weight: Tensor

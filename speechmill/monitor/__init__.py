@@ -1,1 +1,1 @@
-"""Watching a run: the account of its jobs, run metrics, alerts, and the Panoptes hook."""
+"""The record of a run, status, alerts, Prometheus and Panoptes. Reads a run's files and the cluster's queue; changes neither."""

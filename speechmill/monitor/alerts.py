@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from speechmill.errors import SpeechmillError
-from speechmill.files import read_json, write_json
 from speechmill.monitor.channels import Channel, channels
 from speechmill.monitor.conditions import EVENTS, NOT_RESOLVED, Cause
-from speechmill.times import clock
+from speechmill.storage.files import read_json, write_json
+from speechmill.utils.retry import pause_after
+from speechmill.utils.times import clock
 
 FILE = Path("logs") / "alerts.json"
 PAUSES = (30, 60, 120, 300, 600, 1800, 3600)  # seconds between tries; the last one is repeated
@@ -165,7 +166,7 @@ class Outbox:
                     trouble.pop("error", None)
                 else:
                     trouble |= {"error": error, "time": time.time()}
-                    told["next"] = time.time() + self.pauses[min(told["tries"], len(self.pauses)) - 1]
+                    told["next"] = time.time() + pause_after(told["tries"], self.pauses)
                     if told["tries"] >= MAX_TRIES:
                         told["state"] = "given up"
                         self.say(f'{channel}: "{message["title"]}" given up after {MAX_TRIES} tries: {error}')

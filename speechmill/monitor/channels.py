@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from speechmill.errors import ConfigError
-from speechmill.text import plain
+from speechmill.utils.text import plain
 
 URLS = "SPEECHMILL_ALERTS"
 FILE = "SPEECHMILL_ALERTS_FILE"

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from speechmill.errors import NO_SPACE
-from speechmill.text import plain
-from speechmill.times import clock, span, unix
+from speechmill.errors import Failure
+from speechmill.utils.text import plain
+from speechmill.utils.times import clock, span, unix
 
 EVENTS = frozenset({"started", "finished", "failed"})  # they happen; all other causes hold, and end
 NOT_RESOLVED = EVENTS | {"deadline"}
-OF_THE_HUB = frozenset({"fetch", "source", "send", "audio_again", "publish"})
+CAUSES: dict[str | None, str] = {
+    Failure.HUB_REFUSED: "hub",
+    Failure.NO_SPACE: "disk",
+}  # all others: one cause per stage
 RECENT = 5  # heavy jobs whose rate is compared...
 EARLIER = 10  # ... with that of so many or more before them
 SMALL = 0.1  # a job with less than this share of the usual audio tells nothing of the rate
@@ -81,7 +84,8 @@ def _failures(record: Mapping[str, Any]) -> list[Cause]:
     """A cause for the Hub, one for the disk and one per stage, of what failed for good."""
     by_cause: dict[str, list[Mapping[str, Any]]] = {}
     for failure in _by_time(record["given_up"]):
-        by_cause.setdefault(_cause_of(failure), []).append(failure)
+        cause = CAUSES.get(failure.get("failure", ""), f"failed:{failure['stage']}")
+        by_cause.setdefault(cause, []).append(failure)
     titles = {"hub": "the Hub refuses", "disk": "no room on disk"}
     found = []
     for cause, failures in by_cause.items():
@@ -100,13 +104,6 @@ def _failures(record: Mapping[str, Any]) -> list[Cause]:
         ]
         found.append(_cause(record, cause, "failure", f"{what} ({_work(first)})", text))
     return found
-
-
-def _cause_of(failure: Mapping[str, Any]) -> str:
-    said = " ".join([failure.get("error_class") or "", failure.get("reason") or "", *(failure.get("lines") or [])])
-    if "HubRefusedError" in said or (failure["stage"] in OF_THE_HUB and "the Hub refuses" in said):
-        return "hub"
-    return "disk" if any(words in said for words in NO_SPACE) else f"failed:{failure['stage']}"
 
 
 def _shares(record: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Cause]:
@@ -148,11 +145,11 @@ def _stalled(record: Mapping[str, Any], settings: Mapping[str, Any], now: float,
     last = max((time for time in (last_move(record), moved) if time is not None), default=None)
     if limit is None or last is None or now - last < limit * 60:
         return []
-    at_work = [f"{row['stage']}: {row['running']} running, {row['waiting']} waiting" for row in record["stages"]]
+    at_work = [row for row in record["stages"] if row["running"] or row["waiting"]]
     text = [
         f"No job has finished or told of progress for {(now - last) / 60:.0f} minutes (alerts.stalled_minutes "
         f"{limit:g}), since {clock(last)}.",
-        *(line for line in at_work if not line.endswith(" 0 running, 0 waiting")),
+        *(f"{row['stage']}: {row['running']} running, {row['waiting']} waiting" for row in at_work),
         "Jobs that wait: squeue --me -o '%i %T %r %k' says for what. Jobs that run: see their logs, "
         f"{record['run']}/logs/",
     ]

@@ -29,9 +29,10 @@ from urllib.parse import quote, unquote, urlsplit
 import requests
 
 from speechmill.errors import ConfigError, SpeechmillError
-from speechmill.events import Start
-from speechmill.files import read_json, write_json
 from speechmill.monitor.panoptes_messages import Message, Messages
+from speechmill.runlog.snakemake_events import Start
+from speechmill.storage.files import read_json, write_json
+from speechmill.utils.retry import pause_after
 
 FILE = Path("logs") / "panoptes.json"
 ROOM = 10_000  # messages that wait: 20 MB at most
@@ -223,12 +224,12 @@ class Client:
 
     def _until_done(self, call: Callable[[], None]) -> bool:
         """Once the run has ended there is one attempt; before, as many as it takes."""
-        attempt = 0
+        failures = 0
         while True:
             last = self.closing.is_set()
             try:
                 call()
-                if attempt:
+                if failures:
                     self._save()
                 return True
             except NotTakenError as error:
@@ -238,8 +239,8 @@ class Client:
                 self._trouble(error)
                 if last:
                     return False
-            self.closing.wait(self.pauses[min(attempt, len(self.pauses) - 1)])
-            attempt += 1
+            failures += 1
+            self.closing.wait(pause_after(failures, self.pauses))
 
     def _trouble(self, error: SpeechmillError) -> None:
         first, self.error = self.error is None, str(error)

@@ -13,8 +13,8 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from speechmill.events import JobEvent, JobTracker, Start, event_name
-from speechmill.text import encodable
+from speechmill.runlog.snakemake_events import JobEvent, JobTracker, Start, event_name
+from speechmill.utils.text import encodable
 
 NAME, TEXT, FILES = 30, 100, 500
 Message = dict[str, Any]

@@ -23,13 +23,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from speechmill.errors import SpeechmillError
 from speechmill.monitor.record import STAGES, RunReader
-from speechmill.text import encodable
-from speechmill.times import unix
+from speechmill.utils.text import encodable
+from speechmill.utils.times import unix
 
 KEEP_SECONDS = 15.0  # how old a reading may be: many who ask are one reader of a shared file system
 RUN_STATES = ("running", "finished", "failed", "stopped", "interrupted")
 ENDS = ("finished", "failed", "lost")
 NAMED = ("dataset", "run")
+COUNTED = (*STAGES, "rank")  # stages whose jobs count clips
 Sample = tuple[str, tuple[str, ...], float]  # name without prefix, values of its own labels, value
 Read = Callable[[Path], tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]  # of a run its record and its jobs
 
@@ -249,7 +250,7 @@ def _of_account(found: Mapping[str, Any], jobs: Sequence[Mapping[str, Any]]) -> 
         sums["jobs_run_seconds_total", (stage,)] += job.get("seconds") or 0
         for told in ("clips", "audio_seconds"):
             states = (job.get(told) if job["status"] == "finished" else None) or {}
-            if stage in STAGES or states:  # from 0 on: what a series begins with is no increase to Prometheus
+            if stage in COUNTED or states:  # from 0 on: what a series begins with is no increase to Prometheus
                 sums[f"processed_{told}_total", (stage,)] += sum(states.values())
         if job.get("began"):  # clocks of two machines may differ
             sums["jobs_queue_seconds_total", (stage,)] += max(unix(job["began"]) - unix(job["submitted"]), 0)

@@ -1,7 +1,7 @@
 """What is known of a run, from its files alone: jobs, stages, clips and hours by state, rates, time left.
 
 Whoever asks gets the same answer, while it runs and after, on any machine that sees its folder: the account of its
-attempts (`speechmill.attempts`), the files of its batches, what its jobs at work tell, and Slurm's queue where there is one.
+attempts (`speechmill.runlog.attempts`), the files of its batches, what its jobs at work tell, and Slurm's queue where there is one.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
-from speechmill import owner, slurm
-from speechmill.attempts import FILE, Account, Tail
+from speechmill.cluster.queue import Job, job_prefix, jobs_in_queue
+from speechmill.engine.checkpoint import read_progress
 from speechmill.errors import SpeechmillError
-from speechmill.files import read_json
-from speechmill.manifest import read_batches
 from speechmill.monitor.alerts import alerts_state
-from speechmill.parts import read_progress
-from speechmill.times import unix
+from speechmill.runlog import run_lock
+from speechmill.runlog.attempts import FILE, AttemptSummary, Tail
+from speechmill.storage.files import read_json
+from speechmill.tables.batches import read_batches
+from speechmill.utils.times import unix
 
-STAGES = {"enhance": "ledger/*.enhance.parquet", "score": "scores/*.parquet", "rank": "ranking/*.parquet"}
+STAGES = {"enhance": "ledger/*.enhance.parquet", "score": "scores/*.parquet"}  # a job per batch
 SENT = {"send": "published/sent/*.json"}  # where shards are sent ahead
-SINGLE = {"report": "report/summary.json", "publish": "published/UPLOADED.json"}
+SINGLE = {"rank": "ranking/ranked.tsv", "report": "report/summary.json", "publish": "published/UPLOADED.json"}
 HEAVY = {"enhance": "enhanced", "score": "scores"}  # and the folders where these jobs tell how far they are
 FRESH_SECONDS = 120  # a job that told nothing for longer has ended, or hangs
 RECENT_SECONDS = 3600.0  # over which rates are taken, or three times as long as a job takes
-QUEUE_SECONDS = 15.0  # between two questions to Slurm
 SETTLED_SECONDS = 2.0  # no file system tells times of changes more coarsely
 Line = Mapping[str, Any]
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class RunReader:
     def __init__(self, run_dir: Path):
         self.run_dir = run_dir
         self._tail = Tail(run_dir / FILE)
-        self._account = Account()
+        self._account = AttemptSummary()
         self._folders: dict[str, _Folder] = {}
         self._files: dict[Path, tuple[tuple[int, ...], Any]] = {}
         self._works: dict[int, _Work] = {}
@@ -65,7 +65,7 @@ class RunReader:
     def read(self, now: float | None = None, ask_slurm: bool = True) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The record, and every attempt of every job. Times are ISO 8601 in UTC, `hours` and `audio_*` those of audio.
 
-        Slurm is asked at most every QUEUE_SECONDS, and not at all without `ask_slurm`.
+        Slurm is asked at most every `cluster.queue.ANSWER_SECONDS`, and not at all without `ask_slurm`.
 
         Raises:
             SpeechmillError: there is no run in this folder.
@@ -76,9 +76,10 @@ class RunReader:
         now = time.time() if now is None else now
         account = self._read_account()
         starts = account.starts
-        holder = owner.read_owner(run_dir)
+        holder = run_lock.read_owner(run_dir)
         alive = bool(holder and holder.is_alive)
-        queue, queue_error = _queue(run_dir) if ask_slurm and account.is_on_slurm else ([], None)
+        prefix = job_prefix(run_dir.resolve().name, run_dir)
+        queue, queue_error = jobs_in_queue(prefix) if ask_slurm and account.is_on_slurm else ([], None)
         batches = self._file(run_dir / "manifest" / "batches.tsv", _clips_of_batches)
         at_work = self._at_work(now)
         done = account.jobs()
@@ -89,7 +90,7 @@ class RunReader:
         works = self._heavy_works(done)
         _add_rates(stages, works, at_work, since, now if alive or account.time is None else unix(account.time))
         finished = [job["ended"] for job in done if job["status"] == "finished"]
-        summary, published = (self._file(run_dir / path, _json) for path in SINGLE.values())
+        summary, published = (self._file(run_dir / SINGLE[stage], _json) for stage in ("report", "publish"))
         found = {
             "run": str(run_dir),
             "dataset": run_dir.resolve().name,
@@ -123,10 +124,10 @@ class RunReader:
         }
         return found, done
 
-    def _read_account(self) -> Account:
+    def _read_account(self) -> AttemptSummary:
         is_new, lines = self._tail.read()
         if is_new:
-            self._account = Account()
+            self._account = AttemptSummary()
             self._works = {}
         for _, line in lines:
             self._account.add(line)
@@ -226,11 +227,11 @@ class _Folder:
         return self._names
 
 
-def _jobs_now(queue: Sequence[slurm.Job], done: Sequence[Mapping[str, Any]], alive: bool) -> dict[str, dict[str, int]]:
+def _jobs_now(queue: Sequence[Job], done: Sequence[Mapping[str, Any]], alive: bool) -> dict[str, dict[str, int]]:
     """Jobs running and waiting now, by rule: on Slurm as it says, beside Snakemake while that lives."""
     now: dict[str, Counter[str]] = defaultdict(Counter)
     for queued in queue:
-        now[queued.work.split(" ")[0]]["running" if queued.state in slurm.RUNNING else "waiting"] += 1
+        now[queued.work.split(" ")[0]]["running" if queued.is_running else "waiting"] += 1
     for job in done if alive else ():
         if job["status"] == "submitted" and not job.get("slurm_job"):
             now[job["stage"]]["running"] += 1
@@ -344,11 +345,12 @@ def _rules(done: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
     return {rule: dict(count) for rule, count in sorted(counts.items())}
 
 
-def _state(run_dir: Path, holder: owner.Owner | None, queue: Sequence[slurm.Job], account: Account) -> str:
+def _state(run_dir: Path, holder: run_lock.Owner | None, queue: Sequence[Job], account: AttemptSummary) -> str:
     """running | interrupted | finished | failed | stopped."""
-    if owner.is_supervised(run_dir) or (holder and holder.is_alive):
+    supervisor = run_lock.read_supervisor(run_dir)
+    if (supervisor and supervisor.is_alive) or (holder and holder.is_alive):
         return "running"
-    if holder:
+    if holder or supervisor:
         return "interrupted"
     began = account.starts[-1] if account.starts else {}
     outcome = account.of_run.get("outcome") if account.of_run else "succeeded"  # a run from before this account
@@ -356,24 +358,6 @@ def _state(run_dir: Path, holder: owner.Owner | None, queue: Sequence[slurm.Job]
         return "failed"
     done = outcome == "succeeded" and (run_dir / str(began.get("goal", SINGLE["publish"]))).exists()
     return "finished" if done and not queue else "stopped"
-
-
-def _queue(run_dir: Path) -> tuple[list[slurm.Job], str | None]:
-    """Living Slurm jobs of the run, and what Slurm said where it did not answer. No Slurm here is no error."""
-    if shutil.which("squeue") is None:
-        return [], None
-    prefix = slurm.run_prefix(run_dir.resolve().name, run_dir)
-    asked, found, error = _answers.get(prefix, (-QUEUE_SECONDS, [], None))
-    if time.monotonic() - asked >= QUEUE_SECONDS:
-        try:
-            found, error = slurm.jobs(prefix), None
-        except slurm.SlurmError as problem:
-            found, error = [], str(problem)
-        _answers[prefix] = (time.monotonic(), found, error)
-    return [job for job in found if job.state in slurm.WAITING | slurm.RUNNING], error
-
-
-_answers: dict[str, tuple[float, list[slurm.Job], str | None]] = {}  # of Slurm, by prefix: many looks are one question
 
 
 def _clips_of_batches(table: Path) -> dict[str, int]:

@@ -15,7 +15,7 @@ from speechmill.errors import SpeechmillError
 from speechmill.monitor.alerts import Outbox
 from speechmill.monitor.channels import Channel, channels
 from speechmill.monitor.conditions import LINES, Disk, causes, last_move
-from speechmill.times import utc_now
+from speechmill.utils.times import utc_now
 
 LOOK_SECONDS = 15.0
 END_SECONDS = 5.0  # for the last delivery
@@ -80,7 +80,7 @@ class Watch:
         """The run is finished, failed or stopped: the last look, and the last delivery as far as it comes."""
         self._ended.set()
         self._thread.join(END_SECONDS)
-        self._carefully(lambda: self._end(outcome))
+        self._best_effort(lambda: self._end(outcome))
         if self._held:
             self._held.close()
 
@@ -99,7 +99,7 @@ class Watch:
 
     def _run(self) -> None:
         while True:
-            self._carefully(self._look)
+            self._best_effort(self._look)
             if self._ended.wait(self.look_seconds):
                 return
 
@@ -138,7 +138,7 @@ class Watch:
             pass
         return True
 
-    def _carefully(self, work: Callable[[], None]) -> None:
+    def _best_effort(self, work: Callable[[], None]) -> None:
         """No error of alerts reaches the run; each is said once."""
         try:
             work()

@@ -1,6 +1,6 @@
-"""The last stage: the accepted clips and every score as a data set that others load.
+"""Publication: accepted clips and all scores as a data set; decides nothing and knows no executor or command line.
 
-`shards` plans and writes the Parquet files, `card` the README.md, `figure` its picture. `folder` puts all in place and
-verifies it; `hub` does the same in a repository of the Hub, as `repository` knows it, and `ahead` is what is sent
-before all batches are there.
+`target` says where a run is published. `shards` plans and writes the Parquet files, `card` the README.md, and `figure`
+its picture. `to_folder` writes and verifies a data set in a folder, `to_hub` in a repository of the Hub (`repository`).
+`ahead` ranks a batch whose shards are sent before the other batches are complete.
 """

@@ -1,4 +1,4 @@
-"""The ranking of a batch as far as it is known while others are being enhanced: its shards are sent ahead by it."""
+"""The provisional ranking of one batch, by which its shards are sent while other batches are still processed."""
 
 from __future__ import annotations
 
@@ -10,22 +10,29 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from speechmill.duplicates import find_duplicates, rows_among
-from speechmill.held_out import find_held_out
+from speechmill.dedup.exact import find_duplicates
+from speechmill.dedup.held_out import find_held_out
 from speechmill.ranking.decide import rank_batch
 from speechmill.ranking.profile import FrozenProfile
-from speechmill.removal import read_removals
-from speechmill.shards import write_table
+from speechmill.ranking.removals import read_removals
+from speechmill.tables.parquet_io import write_table
 
 
 @contextmanager
-def ranked_alone(
+def provisional_ranking(
     batch: str, ledger: Path, scores: Path, profile: dict[str, Any], config: dict[str, Any], run_dir: Path
 ) -> Iterator[Path]:
-    """A ranking table, for as long as the block lasts, that knows of no other batch of the run.
+    """Rank a batch without the other batches; yields a ranking table that exists until the block ends.
 
-    Duplicates within the batch, held-out clips and removals are rejected as they will be. What turns out to repeat
-    another batch's clip later is accepted here.
+    Held-out clips, removals and duplicates within the batch have their final state. A clip that repeats a clip of
+    another batch may be accepted here, and becomes a duplicate later.
+
+    Args:
+        batch: id of the batch.
+        ledger, scores: tables of the batch.
+        profile: the content of ranking/profile.json.
+        config: the configuration.
+        run_dir: the run's folder, with the list of removals.
     """
     with tempfile.TemporaryDirectory(prefix=".ranking-", dir=ledger.parent) as folder:
         duplicates, held_out = Path(folder) / "duplicates.parquet", Path(folder) / "held_out.parquet"
@@ -36,10 +43,10 @@ def ranked_alone(
             table,
             table,
             pq.ParquetFile(scores).read(),
-            rows_among(table["id"], duplicates),
+            pq.read_table(duplicates),
             FrozenProfile.from_json(profile),
             batch,
-            rows_among(table["id"], held_out),
+            pq.read_table(held_out),
             removed=read_removals(run_dir),
         )
         path = Path(folder) / f"{batch}.parquet"

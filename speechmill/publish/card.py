@@ -1,7 +1,7 @@
-"""The data set card: README.md with the YAML block that the Hub reads and a body for people.
+"""The data set card: README.md, with the YAML front matter that the Hub reads.
 
-Everything that comes from the corpus, the profile or the configuration is escaped on its way into the body: the
-template cannot forget to, because escaping is what happens to every value that is not explicitly markup.
+The template engine escapes every value that is not explicitly `Markup`. So text from the corpus, the profile or the
+configuration cannot add Markdown or HTML.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ import yaml
 
 from speechmill import __version__
 from speechmill.metrics import all_metrics
-from speechmill.publish.figure import FIGURE, telling_metrics
+from speechmill.publish.figure import FIGURE, figure_metrics
 from speechmill.publish.survey import Survey
 from speechmill.ranking.profile import FrozenProfile
-from speechmill.splits import SPLITS
-from speechmill.text import plain
+from speechmill.tables.splits import SPLITS
+from speechmill.utils.text import plain
 
 MAX_TEXT = 1000  # characters of one value
 MAX_LANGUAGES = 50
 MAX_SOURCES = 50
 MAX_REASONS = 100
 HUB = "https://huggingface.co/datasets"
-# Columns of the profile's tables; others follow.
+# Order of the columns in the tables of the profile. All other columns follow.
 _ORDER = {
     key: n for n, key in enumerate("name metric group weight direction low high ideal scale min max reason".split())
 }
-STRICTER = 0.1  # by which the example's threshold is above the profile's
+STRICTER = 0.1  # the threshold of the example is higher than the profile's by this
 
-# The Hub's identifiers (repository cards, "License identifiers") that licences of corpora have. SPDX spells the same in
-# other letters, except for the Open Data Commons'.
+# Licences of corpora, as the Hub names them ("License identifiers" in its documentation of repository cards). In lower
+# case, SPDX identifiers are the same, except for those of the Open Data Commons.
 _HUB = """
     apache-2.0 mit bsd bsd-2-clause bsd-3-clause cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0
     cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
@@ -63,13 +63,13 @@ _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 
 class Markup(str):
-    """Text that is markup already and is not escaped again."""
+    """Text that is Markdown already, and is not escaped."""
 
 
 def escape(value: object) -> str:
-    """A value as plain text inside a line of Markdown: no markup, no HTML, no line breaks or invisible characters.
+    """A value as plain text in a line of Markdown: without markup, HTML, line breaks or invisible characters.
 
-    An http(s) address stays a link that shows where it leads.
+    An http(s) URL becomes a link that shows the URL.
     """
     if isinstance(value, Markup):
         return value
@@ -80,7 +80,7 @@ def escape(value: object) -> str:
 
 
 def hub_license(license: str | None) -> str:
-    """The Hub's identifier of a licence given as SPDX identifier or Creative Commons address; `other`, `unknown`."""
+    """The Hub's identifier of a licence (SPDX identifier or Creative Commons URL); `other` or `unknown` if none fits."""
     if not license or not license.strip():
         return "unknown"
     name = license.strip().lower()
@@ -92,7 +92,7 @@ def hub_license(license: str | None) -> str:
 
 
 def front_matter(found: Survey, source: dict[str, Any], config: dict[str, Any], paths: Iterable[str]) -> str:
-    """The YAML block between the dashes."""
+    """The YAML front matter, without the lines `---`. `paths` are the files of the data set."""
     publish = config["publish"]
     named = sorted({name for _, name in found.sources}) or [source.get("license") or ""]
     licenses = sorted({hub_license(name) for name in named})
@@ -122,13 +122,14 @@ def _name(config: dict[str, Any]) -> str:
 
 
 def _languages(found: Survey) -> list[str]:
-    """ISO 639 codes: the first part of the BCP 47 tags; what is no such code is left out (the Hub refuses a card)."""
+    """ISO 639 codes: the first parts of BCP 47 tags. Others are left out, because the Hub would reject the card."""
     codes = {re.split("[-_]", tag.strip().lower())[0] for tag in found.languages}
     return sorted(code for code in codes if re.fullmatch("[a-z]{2,3}", code) and code != "und")
 
 
 def _data_files(paths: Iterable[str], folder: str) -> list[dict[str, str]]:
-    # Where all shards of a split are counted, the count is part of the pattern: those of another version never mix in.
+    # If a split is numbered as a whole, the pattern contains its number of shards. So it matches no shard of another
+    # version.
     patterns = sorted({_pattern(path) for path in paths if path.startswith(f"{folder}/")})
     found = [(split, p) for split in SPLITS for p in patterns if p.startswith(f"{folder}/{split}-")]
     return [{"split": split, "path": pattern} for split, pattern in found]
@@ -136,15 +137,18 @@ def _data_files(paths: Iterable[str], folder: str) -> list[dict[str, str]]:
 
 def _pattern(path: str) -> str:
     of_corpus = re.fullmatch(r"(\w+/[a-z]+)-\d+-of-(\d+)\.parquet", path)
-    # A shard of one batch says nothing about the number of all.
+    # The name of a shard of one batch does not contain the number of all shards of the split.
     return f"{of_corpus[1]}-*-of-{of_corpus[2]}.parquet" if of_corpus else re.sub(r"-.*", "-*-of-*.parquet", path)
 
 
 def funnel(found: Survey, failed: int) -> list[tuple[str, str, int, float | None, int]]:
-    """What took clips out, in the order errored, duplicate, rejected, the most clips of each first.
+    """Why clips were not accepted, in the order errored, duplicate, rejected; in each, the most frequent reason first.
 
-    (state, reason, clips, hours of decoded input, clips left) each; what is left at the end is accepted. `failed` are
-    the clips of batches that could not be processed: nothing is known of their hours.
+    `failed` is the number of clips in batches that failed; their hours are unknown.
+
+    Returns:
+        (state, reason, clips, hours of decoded input or None, clips left) for each step. The clips left after the last
+        step are accepted.
     """
     lost: list[tuple[str, str, int, float | None]] = [("errored", "batch_failed", failed, None)]
     lost.append(("duplicate", "", found.clips["duplicate"], found.input_seconds.get("duplicate", 0.0) / 3600))
@@ -160,7 +164,7 @@ def funnel(found: Survey, failed: int) -> list[tuple[str, str, int, float | None
 
 
 def bibtex(name: str, key: str, repository: str | None, tag: str | None) -> str:
-    """An entry of what is known; it names no year, and no author but the sources that it says to cite."""
+    """A BibTeX entry with the known fields. It has no year and no author, and says to cite the sources."""
     fields = {"title": f"{{{_latex(name)}}}"}
     if repository:
         fields["url"] = f"{HUB}/{quote(repository)}"
@@ -177,16 +181,17 @@ def _latex(value: str) -> str:
 
 
 def _loading(repository: str | None, tag: str | None) -> dict[str, Markup]:
-    """Python of the examples: what they load, and the argument that names its version, if any.
+    """Arguments of `load_dataset` in the examples: the data set, and `revision` if there is a tag.
 
-    A JSON string is a Python literal without line breaks, so that no name leaves the quotes or the code block.
+    They are written as JSON strings, which are Python literals without line breaks. So a name cannot end the quotes or
+    the code block.
     """
     revision = f", revision={json.dumps(plain(tag))}" if tag else ""
     return {"where": Markup(json.dumps(plain(repository)) if repository else "here"), "revision": Markup(revision)}
 
 
 def table_of(value: Any) -> tuple[list[str], list[list[Any]]]:
-    """Header and rows of a part of the profile: a mapping of names to values or settings, or a list of settings."""
+    """Header and rows of a part of the profile, which is a mapping (name -> value or settings) or a list of settings."""
     if isinstance(value, Mapping):
         items = [{"name": n, **(v if isinstance(v, Mapping) else {"value": v})} for n, v in value.items()]
     else:
@@ -196,12 +201,12 @@ def table_of(value: Any) -> tuple[list[str], list[list[Any]]]:
 
 
 def declared_metrics() -> Mapping[str, Any]:
-    """Every metric that a module declares: name to unit, range, direction and description."""
+    """Name -> declaration (unit, range, direction, description) of every metric."""
     return all_metrics()
 
 
 def metric_rows(metrics: Mapping[str, Mapping[str, float | None]], declared: Mapping[str, Any]) -> list[list[Any]]:
-    """Name, p5, p50, p95, unit and meaning of every metric; a metric that nobody declares has its name only."""
+    """Name, p5, p50, p95, unit and meaning of every metric. Unit and meaning are empty if it is not declared."""
     rows = []
     for name, quantiles in metrics.items():
         metric = declared.get(name)
@@ -236,13 +241,18 @@ def render_card(
     repository: str | None = None,
     tag: str | None = None,
 ) -> str:
-    """The whole README.md. Nothing in it depends on time.
+    """The content of README.md. It does not depend on the time.
 
-    `paths` are the shards below the data set, and `FIGURE` where it is there. `repository` (owner/name on the Hub) and
-    `tag` (the version's) are what readers load; without them the examples load the folder that they run in.
+    Args:
+        found: the survey of all batches.
+        profile, summary, source: contents of ranking/profile.json, report/summary.json and source.json.
+        config: the validated configuration.
+        paths: shards of the data set, and `FIGURE` if there is one.
+        repository: owner/name on the Hub, for the examples. Without it, they load the current folder.
+        tag: the version that the examples load.
 
     Raises:
-        ConfigError: there is a figure, and the profile was edited after it was frozen.
+        ConfigError: the data set has a figure, and the profile was edited after it was frozen.
     """
     environment = jinja2.Environment(
         finalize=escape,
@@ -254,8 +264,8 @@ def render_card(
     environment.filters |= {"number": _number, "hours": _hours, "cell": lambda value: Markup(_cell(value))}
     template = environment.from_string(resources.files(__package__).joinpath("card.md").read_text(encoding="utf-8"))
     if not repository:
-        tag = None  # alone it says nothing
-    shown = telling_metrics(FrozenProfile.from_json(profile), summary["metrics"]) if FIGURE in paths else []
+        tag = None  # it is a tag of the repository
+    shown = figure_metrics(FrozenProfile.from_json(profile), summary["metrics"]) if FIGURE in paths else []
     per_split = np.bincount(found.split, minlength=len(SPLITS))
     steps = funnel(found, sum(summary["failed_batches"].values()))
     sources = [[*key, clips, s / 3600] for key, (clips, s) in sorted(found.sources.items())]

@@ -1,7 +1,6 @@
-"""The figure of the data set card: how the accepted clips differ from the rejected ones, as one PNG.
+"""The figure of the data set card: histograms of accepted and rejected clips, as one PNG.
 
-Only what the clips were judged by is compared, so clips that were kept out for what they are (held-out splits, removals
-on request) are left out, as are those that have no closeness.
+It shows clips that were judged by their quality. Clips without a closeness, held-out clips and removals are left out.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 
 from speechmill.metrics import Metric, all_metrics
 from speechmill.ranking.profile import FrozenProfile
+from speechmill.report.parts import NOT_JUDGED, READ_ROWS
 from speechmill.report.plots import (
     BLUE,
     CLOSENESS_BINS,
@@ -30,18 +30,18 @@ from speechmill.report.plots import (
     new_figure,
     value_axis,
 )
-from speechmill.report.summary import NOT_JUDGED, READ_ROWS, Distribution
+from speechmill.utils.statistics import Distribution
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FIGURE = "assets/metrics.png"  # below the data set
-SHOWN = 6  # metrics beside closeness and duration
+SHOWN = 6  # metrics besides closeness and duration
 STATES = ("accepted", "rejected")
 COLUMNS = 3
-MERGED = 2  # bins of the report's wider charts that are one here
+MERGED = 2  # so many bins of the report's charts, which are wider, become one
 WIDTH_IN, ROW_IN, LEGEND_IN = 9.0, 2.2, 0.4
-DPI = 200  # 1,800 pixels wide: sharp where 900 are shown
+DPI = 200  # 1,800 pixels wide, for high-resolution screens that show it 900 wide
 DURATION = Metric("duration", "s", 0, 3600, "target", "Length of the published clip", "decoded")
 
 Histograms = Mapping[str, Mapping[str, Distribution]]  # column -> state -> values
@@ -50,21 +50,27 @@ Histograms = Mapping[str, Mapping[str, Distribution]]  # column -> state -> valu
 def write_figure(
     sink: BinaryIO, ranking_files: Iterable[Path], profile: Mapping[str, Any], summary: Mapping[str, Any]
 ) -> None:
-    """Write the figure of a run: `profile` and `summary` are the contents of its files of that name.
+    """Write the figure of a run as PNG.
+
+    Args:
+        sink: a binary file.
+        ranking_files: ranking tables of all batches.
+        profile, summary: contents of ranking/profile.json and report/summary.json.
 
     Raises:
         ConfigError: the profile was edited after it was frozen.
     """
     frozen = FrozenProfile.from_json(dict(profile))
-    found = count_histograms(ranking_files, telling_metrics(frozen, summary["metrics"]))
+    found = count_histograms(ranking_files, figure_metrics(frozen, summary["metrics"]))
     sink.write(metrics_figure(found, frozen, all_metrics()))
 
 
-def telling_metrics(profile: FrozenProfile, measured: Mapping[str, Mapping[str, float | None]]) -> list[str]:
-    """At most `SHOWN` of the metrics that clips were judged by, the heaviest first.
+def figure_metrics(profile: FrozenProfile, measured: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """The metrics that the figure shows: at most `SHOWN` of those that clips are judged by, the heaviest first.
 
-    The heaviest of every group comes before the second of any: those of a group say much the same. Gates come last.
-    `measured` maps names to quantiles, as in the summary; a metric without a median is left out.
+    The heaviest metric of each group comes before the second of any group, because the metrics of a group are similar.
+    Metrics that only have a gate come last. `measured` maps names to quantiles, as in the summary. A metric without a
+    median is left out.
     """
     seen: set[str] = set()
     ranks = {}
@@ -76,9 +82,9 @@ def telling_metrics(profile: FrozenProfile, measured: Mapping[str, Mapping[str, 
 
 
 def count_histograms(ranking_files: Iterable[Path], metrics: Sequence[str]) -> Histograms:
-    """Values of closeness, duration and `metrics` over the ranked clips, by what became of them.
+    """Distributions of closeness, duration and `metrics` over the ranked clips, by state.
 
-    Memory depends on neither clips nor files (`Distribution`), and the result not on their order.
+    Memory does not grow with the number of clips (`Distribution`). The order of clips and files does not matter.
     """
     found = {name: {state: Distribution() for state in STATES} for name in ("closeness", "duration", *metrics)}
     for path in ranking_files:
@@ -96,10 +102,10 @@ def count_histograms(ranking_files: Iterable[Path], metrics: Sequence[str]) -> H
 
 
 def metrics_figure(found: Histograms, profile: FrozenProfile, declared: Mapping[str, Metric]) -> bytes:
-    """PNG of small histograms of all columns of `found`, closeness first; the same bytes from the same numbers.
+    """PNG with a histogram of each column of `found`, closeness first. The same numbers give the same bytes.
 
-    A metric that `declared` lacks has no unit. Colour and shape both tell the states apart: accepted is an area,
-    rejected a line.
+    A metric that is not in `declared` has no unit. Accepted clips are drawn as an area, rejected ones as a line, so
+    that the states differ in shape and in colour.
     """
     others = [name for name in found if name != "closeness"]
     rows = -(-(2 + len(others)) // COLUMNS)  # closeness is two columns wide
@@ -112,12 +118,12 @@ def metrics_figure(found: Histograms, profile: FrozenProfile, declared: Mapping[
         labels = [f"{state} ({found['closeness'][state].count:,} scored clips)" for state in STATES]
         figure.legend(handles, [*labels, "threshold or gate"], loc="outside upper left", ncols=3, frameon=False)
         data = io.BytesIO()
-        figure.savefig(data, format="png", metadata={"Software": None})  # which names matplotlib's version
+        figure.savefig(data, format="png", metadata={"Software": None})  # it would contain matplotlib's version
     return data.getvalue()
 
 
 def _closeness(axes: Axes, found: Mapping[str, Distribution], threshold: float) -> list[Any]:
-    """Draw the panel of closeness; the legend's handles of accepted, rejected and limit."""
+    """Draw the histogram of closeness; returns the legend handles of accepted, rejected and threshold."""
     edges = np.linspace(0, 1, CLOSENESS_BINS + 1)
     handles = _draw(axes, {state: binned(found[state], edges) for state in STATES}, edges)
     handles.append(_limit(axes, threshold))
@@ -147,7 +153,7 @@ def _metric(
 
 
 def _draw(axes: Axes, heights: Mapping[str, np.ndarray], edges: np.ndarray) -> list[Any]:
-    """Bars of heights (B,) between edges (B + 1,): accepted as an area, rejected as a line over it."""
+    """Draw heights (B,) between edges (B + 1,): accepted as an area, rejected as a line over it."""
     area = axes.stairs(heights["accepted"], edges, fill=True, color=BLUE, alpha=0.45, linewidth=0)
     line = axes.stairs(heights["rejected"], edges, color=VERMILION, linewidth=1.6)
     return [area, line]

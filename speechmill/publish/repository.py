@@ -1,8 +1,8 @@
-"""A data set repository on the Hub, as who publishes sees it: what is there, sending files ahead, committing, tagging.
+"""A data set repository on the Hub for writing: read its tree, send files, commit and tag.
 
-Nothing is done twice. Before each attempt the tree is read, only what differs is committed, and the commit names its
-parent: where an answer was lost after the commit had landed, the next attempt finds everything there; where it lands
-later still, or somebody else commits, the parent does not match and the tree is read again.
+Nothing is done twice. Before each attempt the tree is read, only differing files are committed, and the commit names
+its parent. If the answer to a successful commit was lost, the next attempt finds nothing to do. If another commit
+comes first, the parent does not match, and the tree is read again.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speechmill import hub
 from speechmill.errors import SpeechmillError
-from speechmill.hub import HubRefusedError, patiently
+from speechmill.storage import hub_client
+from speechmill.storage.hub_client import HubRefusedError, retry_hub
 
-FILES_PER_COMMIT = 100  # the Hub recommends 50 to 100; its time for a commit is 60 s
-COMMITS_PER_HOUR = 100  # the Hub takes 128
+FILES_PER_COMMIT = 100  # the Hub recommends 50 to 100; a commit times out after 60 s
+COMMITS_PER_HOUR = 100  # the limit of the Hub is 128
 DATASET = "dataset"
 
 
@@ -29,8 +29,8 @@ class LostObjectsError(SpeechmillError):
 
 
 @dataclass(frozen=True)
-class Sent:
-    """A large file whose bytes are on the Hub, or are to be: path in the repository, size in bytes."""
+class LargeFile:
+    """A file in large-file storage (LFS), sent or to be sent: path in the repository, SHA-256 in hex, size in bytes."""
 
     path: str
     sha256: str
@@ -38,16 +38,16 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class Listed:
-    """A file of a tree: `sha256` of a large one, `blob` (git's own) of any."""
+class TreeFile:
+    """A file in the tree of a commit: size in bytes, `sha256` of a large file (else None), git's `blob` id."""
 
     size: int
     sha256: str | None
     blob: str
 
-    def is_same(self, file: Sent | bytes) -> bool:
-        """Whether it has the content of a file that is to be there."""
-        if isinstance(file, Sent):
+    def is_same(self, file: LargeFile | bytes) -> bool:
+        """Whether it has the same content as `file`."""
+        if isinstance(file, LargeFile):
             return (self.size, self.sha256) == (file.size, file.sha256)
         if self.sha256:
             return self.sha256 == hashlib.sha256(file).hexdigest()
@@ -55,109 +55,124 @@ class Listed:
 
 
 class Repository:
-    """`name` is owner/name; `minutes` is how long the Hub may fail before it is given up."""
+    """A data set repository.
+
+    Args:
+        name: owner/name.
+        minutes: how long to retry while the Hub fails or does not answer.
+    """
 
     def __init__(self, name: str, minutes: float):
         self.name, self.minutes = name, minutes
-        self._state: tuple[str, dict[str, Listed]] | None = None
+        self._state: tuple[str, dict[str, TreeFile]] | None = None
         self._commits: deque[float] = deque(maxlen=COMMITS_PER_HOUR)
 
     @property
     def url(self) -> str:
-        return f"{hub.endpoint()}/datasets/{self.name}"
+        return f"{hub_client.endpoint()}/datasets/{self.name}"
 
     def open(self, visibility: str) -> None:
-        """Make sure that it is there, ours to write, and as closed as it has to be.
+        """Create the repository if it is missing; check write access and visibility (`private` or `public`).
 
         Raises:
-            HubRefusedError: it is not; says what to do.
-            SpeechmillError: it is public, and may not be.
+            HubRefusedError: there is no token or no write access; the message says what to do.
+            SpeechmillError: the repository is public, and `visibility` is private.
         """
-        problem = hub.token_problem()
+        problem = hub_client.token_problem()
         if problem:
             raise HubRefusedError(problem)
-        api = hub.api()
-        user = patiently(lambda: api.whoami(cache=True), f"{self.name} account", self.minutes, writes=True)
-        mine = [user["name"], *(organization["name"] for organization in user.get("orgs", []))]
+        api = hub_client.api()
+        user = retry_hub(lambda: api.whoami(cache=True), f"{self.name} account", self.minutes, writes=True)
+        own_names = [user["name"], *(organization["name"] for organization in user.get("orgs", []))]
         private = visibility == "private"
-        if self.name.split("/")[0] in mine:
-            patiently(
+        if self.name.split("/")[0] in own_names:
+            retry_hub(
                 lambda: api.create_repo(self.name, repo_type=DATASET, private=private, exist_ok=True),
                 f"{self.name} creation",
                 self.minutes,
                 writes=True,
             )
-        patiently(
+        retry_hub(
             lambda: api.auth_check(self.name, repo_type=DATASET, write=True),
             f"{self.name} right to write",
             self.minutes,
             writes=True,
         )
-        found = patiently(lambda: api.repo_info(self.name, repo_type=DATASET), self.name, self.minutes)
+        found = retry_hub(lambda: api.repo_info(self.name, repo_type=DATASET), self.name, self.minutes)
         if private and not found.private:
             raise SpeechmillError(
-                f"{self.url} is public, and publish.visibility is private: make it private in its settings, or, where "
-                "the licence of all its clips allows it, set publish.visibility public"
+                f"{self.url} is public, and publish.visibility is private: make the repository private in its settings, "
+                "or set publish.visibility public if the licence of all clips allows it"
             )
 
-    def tree(self, revision: str) -> dict[str, Listed]:
-        """Every file at a revision, by path."""
+    def tree(self, revision: str) -> dict[str, TreeFile]:
+        """Path -> file, for all files at a revision."""
 
-        def read() -> dict[str, Listed]:
-            listed = hub.api().list_repo_tree(self.name, recursive=True, revision=revision, repo_type=DATASET)
+        def read() -> dict[str, TreeFile]:
+            listed = hub_client.api().list_repo_tree(self.name, recursive=True, revision=revision, repo_type=DATASET)
             return {
-                file.path: Listed(file.size, file.lfs.sha256 if file.lfs else None, file.blob_id)
+                file.path: TreeFile(file.size, file.lfs.sha256 if file.lfs else None, file.blob_id)
                 for file in listed
                 if hasattr(file, "blob_id")
             }
 
-        return patiently(read, f"{self.name} files", self.minutes)
+        return retry_hub(read, f"{self.name} files", self.minutes)
 
-    def head(self) -> tuple[str, dict[str, Listed]]:
+    def head(self) -> tuple[str, dict[str, TreeFile]]:
         """The newest commit of `main`, and its tree."""
         if self._state is None:
-            found = patiently(lambda: hub.api().repo_info(self.name, repo_type=DATASET), self.name, self.minutes)
+            found = retry_hub(lambda: hub_client.api().repo_info(self.name, repo_type=DATASET), self.name, self.minutes)
             self._state = found.sha, self.tree(found.sha)
         return self._state
 
-    def send(self, local: Path, file: Sent) -> None:
-        """Send the bytes of a large file ahead of its commit; those that the Hub has are not sent.
+    def send(self, local: Path, file: LargeFile) -> None:
+        """Send the bytes of a large file without committing it. Bytes that the Hub has already are not sent again.
 
         Raises:
-            SpeechmillError: the repository would not take it as a large file.
+            SpeechmillError: the repository does not store the file as a large file.
         """
         from huggingface_hub import CommitOperationAdd
         from huggingface_hub.errors import HTTPError
 
         operation = CommitOperationAdd(file.path, local)
-        operation.upload_info.sha256 = bytes.fromhex(file.sha256)  # known: it need not be read for that
+        operation.upload_info.sha256 = bytes.fromhex(file.sha256)  # saves the client reading the file to hash it
 
         def preupload() -> None:
             try:
-                hub.api().preupload_lfs_files(self.name, [operation], repo_type=DATASET, free_memory=False)
-            except (RuntimeError, ValueError) as error:  # the uploaders' wrapping of what went wrong
+                hub_client.api().preupload_lfs_files(self.name, [operation], repo_type=DATASET, free_memory=False)
+            except (RuntimeError, ValueError) as error:  # the uploaders wrap the original error
                 cause = error.__cause__
-                if isinstance(cause, (HTTPError, OSError)) and not _is_of_storage(cause):
+                if isinstance(cause, (HTTPError, OSError)) and not _is_from_storage(cause):
                     raise cause from error
                 raise ConnectionError(f"upload failed: {cause or error}") from error
 
-        patiently(preupload, f"{self.name} {file.path}", self.minutes, writes=True)
+        retry_hub(preupload, f"{self.name} {file.path}", self.minutes, writes=True)
         if operation._upload_mode != "lfs":
             raise SpeechmillError(
-                f"{self.url} does not store {file.path} as a large file: put the line `*.parquet filter=lfs diff=lfs "
-                "merge=lfs -text` back into its .gitattributes and run again"
+                f"{self.url} does not store {file.path} as a large file: add the line `*.parquet filter=lfs diff=lfs "
+                "merge=lfs -text` to its .gitattributes and run again"
             )
 
     def commit(
-        self, message: str, sent: Sequence[Sent], small: Mapping[str, bytes] | None = None, gone: Iterable[str] = ()
+        self,
+        message: str,
+        sent: Sequence[LargeFile],
+        small: Mapping[str, bytes] | None = None,
+        gone: Iterable[str] = (),
     ) -> str:
-        """Commit files that were sent, small ones with their content, and the removal of others; the commit's name.
+        """Commit files that were sent, small files, and deletions. Returns the commit.
 
-        What is there already is left out, and without anything left no commit is made.
+        Files that the repository has already are left out. If nothing is left, no commit is made.
+
+        Args:
+            message: title of the commit.
+            sent: large files whose bytes were sent.
+            small: path -> content.
+            gone: paths to delete.
 
         Raises:
-            LostObjectsError: bytes that were sent are no longer there.
-            HubRefusedError: the Hub says no.
+            LostObjectsError: the Hub no longer has the bytes of a file that was sent.
+            HubRefusedError: access is denied.
         """
         from huggingface_hub.errors import HfHubHTTPError
 
@@ -166,9 +181,9 @@ class Repository:
             operations = _operations(tree, sent, small or {}, gone)
             if not operations:
                 return head
-            self._keep_pace()
+            self._limit_commit_rate()
             try:
-                made = hub.api().create_commit(
+                made = hub_client.api().create_commit(
                     self.name, operations, commit_message=message, repo_type=DATASET, parent_commit=head
                 )
             except HfHubHTTPError as error:
@@ -176,54 +191,56 @@ class Repository:
                 if error.response.status_code in (400, 404) and "lfs" in str(error).lower():
                     raise LostObjectsError(str(error).splitlines()[0]) from error
                 raise
-            except ValueError as error:  # the card's metadata
-                raise SpeechmillError(f"{self.name}: the Hub does not take this commit: {error}") from error
+            except ValueError as error:  # the client validates the metadata of the card
+                raise SpeechmillError(f"{self.name}: the Hub rejects this commit: {error}") from error
             except Exception:
                 self._state = None
                 raise
             self._state = None
             return made.oid
 
-        return patiently(attempt, f"{self.name} commit", self.minutes, writes=True)
+        return retry_hub(attempt, f"{self.name} commit", self.minutes, writes=True)
 
-    def _keep_pace(self) -> None:
+    def _limit_commit_rate(self) -> None:
         now = time.monotonic()
         if len(self._commits) == COMMITS_PER_HOUR and now - self._commits[0] < 3600:
-            print(f"{self.name}: {COMMITS_PER_HOUR} commits within an hour; the next one waits", flush=True)
+            print(f"{self.name}: {COMMITS_PER_HOUR} commits within an hour; waiting before the next one", flush=True)
             time.sleep(3600 - (now - self._commits[0]))
         self._commits.append(time.monotonic())
 
-    def tag(self, name: str, commit: str, files: Mapping[str, Sent | bytes]) -> None:
-        """Tag a commit that holds these files, unless they have the tag already.
+    def tag(self, name: str, commit: str, files: Mapping[str, LargeFile | bytes]) -> None:
+        """Tag a commit, unless the tag exists on a commit with the same files.
 
         Raises:
-            SpeechmillError: the tag is on something else.
+            SpeechmillError: the tag is on a commit with other files.
         """
         what = f"{self.name} tag {name}"
 
         def tagged() -> str | None:
-            refs = hub.api().list_repo_refs(self.name, repo_type=DATASET)
+            refs = hub_client.api().list_repo_refs(self.name, repo_type=DATASET)
             return next((ref.target_commit for ref in refs.tags if ref.name == name), None)
 
-        there = patiently(tagged, what, self.minutes)
+        there = retry_hub(tagged, what, self.minutes)
         if there is None:
-            patiently(
-                lambda: hub.api().create_tag(self.name, tag=name, revision=commit, repo_type=DATASET, exist_ok=True),
+            retry_hub(
+                lambda: hub_client.api().create_tag(
+                    self.name, tag=name, revision=commit, repo_type=DATASET, exist_ok=True
+                ),
                 what,
                 self.minutes,
                 writes=True,
             )
-            there = patiently(tagged, what, self.minutes)
+            there = retry_hub(tagged, what, self.minutes)
         if there != commit and (there is None or differences(self.tree(there), files)):
             raise SpeechmillError(
-                f"{self.url} has a tag {name} that is not of this version: delete that tag and run again"
+                f"{self.url} has a tag {name} on a commit with other files: delete that tag and run again"
             )
 
     def download(self, path: str, commit: str, folder: Path) -> Path:
-        """A file at a commit, below a folder."""
+        """Download a file at a commit to its path below `folder`; returns that path."""
         return Path(
-            patiently(
-                lambda: hub.api().hf_hub_download(
+            retry_hub(
+                lambda: hub_client.api().hf_hub_download(
                     self.name, path, repo_type=DATASET, revision=commit, local_dir=str(folder)
                 ),
                 f"{self.name} {path}",
@@ -232,28 +249,28 @@ class Repository:
         )
 
 
-def _is_of_storage(error: BaseException) -> bool:
-    """Whether it is the answer of the storage behind the Hub: its addresses are signed for a while, and say no after."""
+def _is_from_storage(error: BaseException) -> bool:
+    """Whether an error comes from the storage behind the Hub. Its signed URLs expire, and can be requested again."""
     response = getattr(error, "response", None)
-    return response is not None and not str(response.url).startswith(hub.endpoint())
+    return response is not None and not str(response.url).startswith(hub_client.endpoint())
 
 
-def differences(tree: Mapping[str, Listed], files: Mapping[str, Sent | bytes]) -> list[str]:
-    """The paths that are missing in a tree, or have another content there."""
+def differences(tree: Mapping[str, TreeFile], files: Mapping[str, LargeFile | bytes]) -> list[str]:
+    """The paths of `files` that are missing in a tree, or have other content there."""
     return sorted(path for path, file in files.items() if path not in tree or not tree[path].is_same(file))
 
 
 def _operations(
-    tree: Mapping[str, Listed], sent: Sequence[Sent], small: Mapping[str, bytes], gone: Iterable[str]
+    tree: Mapping[str, TreeFile], sent: Sequence[LargeFile], small: Mapping[str, bytes], gone: Iterable[str]
 ) -> list[Any]:
-    """What has to be done to a tree."""
+    """The operations of a commit that makes a tree contain `sent` and `small`, and not `gone`."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.lfs import UploadInfo
 
     operations: list[Any] = []
     for path in differences(tree, {file.path: file for file in sent}):
         file = next(file for file in sent if file.path == path)
-        # The client's own record of a file whose bytes it has sent: in this process or, long ago, in another one.
+        # Tell the client that the bytes were sent. It may have been another process that sent them.
         addition = CommitOperationAdd(path, b"")
         addition.upload_info = UploadInfo(size=file.size, sample=b"", sha256=bytes.fromhex(file.sha256))
         addition._upload_mode, addition._is_uploaded = "lfs", True

@@ -1,19 +1,20 @@
-"""The Parquet files of a published data set: which clip goes where, and how it is written.
+"""Shards: the Parquet files of a published data set, their plan and how they are written.
 
-Order. Two ways (`publish.shuffle`), and inside a shard the rows always lie in the order of sha256(seed:id):
+Order. There are two ways to assign clips to shards (`publish.shuffle`). In both, the rows of a shard are in the order
+of sha256(seed:id).
 
-- `batch`: a shard holds clips of one batch alone. It can be sent while other batches are being enhanced, and stays as
-  it is when the corpus grows. Batches are cut where their clips lie, accepted or not, so that another threshold moves
-  no clip to another shard. Readers shuffle shards and a buffer.
-- `corpus`: a shard mixes the whole corpus, which can be read about once only. Therefore runs of 100 rows are drawn in
-  the order of sha256(seed:batch:run) and cut into shards. With clips of 250 kB, a shard of 1 GB holds clips from 40
-  places of the corpus, and a corpus of one shard lies in the order of sha256(seed:id) altogether.
+- `batch`: a shard contains clips of one batch only. It can be sent while other batches are processed, and does not
+  change when the corpus grows. A batch is cut by the positions of all its clips, accepted or not. So a new threshold
+  moves no clip to another shard. Readers shuffle the shards, and rows in a buffer.
+- `corpus`: a shard mixes clips of the whole corpus. Because the corpus can be read only about once, runs of 100 rows
+  are put in the order of sha256(seed:batch:run) and then cut into shards. With clips of 250 kB, a shard of 1 GB has
+  clips from 40 places of the corpus. A corpus with one shard is completely in the order of sha256(seed:id).
 
-What a shard is made of is decided by the small tables alone (survey.py), and has a name of its own
-(`Planned.made_from`): where that is known, what it would be need not be built to be known.
+The plan needs only the small tables (survey.py). A hash of everything that a shard is made from (`Planned.made_from`)
+tells whether a shard has to be built again.
 
-Cost. Writing reads every row group of the enhanced files once, and once more where a cut falls into it. Memory is about
-twice the audio of one shard plus one row group of an enhanced file. Nothing is quadratic in clips or batches, and nothing
+Cost. Every row group of the enhanced files is read once, or twice if shards divide it. Memory is about twice the audio
+of one shard, plus one row group of an enhanced file. Time and memory are not quadratic in clips or batches, and nothing
 is spilled to disk.
 """
 
@@ -33,40 +34,31 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from speechmill import versions
-from speechmill.config import shuffled_by
 from speechmill.errors import LedgerError, SpeechmillError
-from speechmill.files import sha256_bytes, sha256_json
+from speechmill.publish.order import shuffled_by
 from speechmill.publish.survey import Batch, Survey, origin_of
-from speechmill.removal import REMOVED
-from speechmill.shards import (
-    AUDIO,
-    ENHANCED,
-    RANKING,
-    ROW_GROUP_BYTES,
-    conform,
-    leaf_paths,
-    models_of,
-    reading_shard,
-    scores_schema,
-)
-from speechmill.splits import SPLITS
+from speechmill.ranking.removals import REMOVED
+from speechmill.storage.files import sha256_bytes, sha256_json
+from speechmill.tables.parquet_io import ROW_GROUP_BYTES, conform, leaf_paths, reading_shard
+from speechmill.tables.schemas import AUDIO, ENHANCED, RANKING, models_of, scores_schema
+from speechmill.tables.splits import SPLITS
 
 ROW_GROUP_ROWS = 100
-SCORES_ROWS = 1_000_000  # of one shard of scores, about
-MAX_FILES = 10_000  # of a folder on the Hub
-FLAC_BYTES = 1.2  # per sample of 16 bit mono speech, about
+SCORES_ROWS = 1_000_000  # approximate number of rows in a shard of scores
+MAX_FILES = 10_000  # in a folder on the Hub
+FLAC_BYTES = 1.2  # approximate bytes per sample of mono speech with 16 bits
 
 _HEAD = "id audio text text_norm language duration sampling_rate speaker_id source source_id source_split license"
-# Only what does not change when other clips come in, or the threshold moves: a shard that stays need not be sent again.
+# No column depends on other clips or on the threshold, so that unchanged shards are not sent again.
 _TAIL = (
-    "closeness variant variant_reason source_revision source_file source_row source_member input_sha256 trim_start_s "
-    "trim_end_s gain_db enhancer enhancer_sha256 models criteria_sha256 config_sha256 code_version extra"
+    "closeness variant variant_reason source_revision source_file source_row source_member input_sha256 input_channel "
+    "offset_removed trim_start_s trim_end_s gain_db enhancer enhancer_sha256 models criteria_sha256 config_sha256 code_version extra"
 )
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Accepted clips that make one file: their cells and rows."""
+    """The accepted clips of one file: `cell` and `row` as in `Survey`, one value per clip."""
 
     path: str
     cell: np.ndarray
@@ -75,10 +67,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Planned:
-    """A file of the data set, not built yet.
+    """A file of the data set that is not built yet.
 
-    `path` is below the data set, `build` writes it and returns its rows, `batches` are those that it is made of. The
-    same `made_from` gives the same bytes. Of data, `build` takes `audio`, other files than the batches' own.
+    Attributes:
+        path: relative to the data set.
+        made_from: hash (hex) of everything that the file is made from. The same hash gives the same bytes.
+        build: writes the file to a sink, and returns its number of rows. For data, it also takes `audio`: other files
+            with the audio, as in `write_data`.
+        batches: the batches that it has clips of.
     """
 
     path: str
@@ -92,10 +88,10 @@ class Planned:
 
 
 def plan_files(found: Survey, profile: dict[str, Any], config: dict[str, Any]) -> list[Planned]:
-    """Every Parquet file of the data set; `profile` is the content of ranking/profile.json.
+    """Plan all Parquet files of the data set; `profile` is the content of ranking/profile.json.
 
     Raises:
-        SpeechmillError: there would be more files in a folder than the Hub takes.
+        SpeechmillError: a folder would have more files than the Hub allows.
     """
     settings, rate = config["publish"], config["enhance"]["sampling_rate"]
     by_batch = shuffled_by(settings) == "batch"
@@ -108,7 +104,7 @@ def plan_files(found: Survey, profile: dict[str, Any], config: dict[str, Any]) -
         made_from = sha256_json(
             [*common, data.to_string(), [[b.id, b.audio_origin, b.metrics_origin] for b in batches]]
         )
-        # A batch's place among those of the shard does not change when other batches come in between.
+        # Positions of the batches within the shard, because they do not change when other batches are added.
         place = np.unique(found.cells[shard.cell, 0], return_inverse=True)[1]
         rows = shard.row.astype("<i4").tobytes() + place.astype("<i4").tobytes()
         build = partial(
@@ -122,16 +118,16 @@ def plan_files(found: Survey, profile: dict[str, Any], config: dict[str, Any]) -
         count = sum(planned.is_data == (folder == "data") for planned in plan)
         if settings["kind"] == "hub" and count > MAX_FILES:
             raise SpeechmillError(
-                f"{count} files in {folder}/: the Hub takes {MAX_FILES} in a folder. Raise publish.shard_bytes and "
-                "batch_size, or set publish.shuffle corpus"
+                f"{folder}/ would have {count} files, but the Hub allows {MAX_FILES} in a folder. Raise "
+                "publish.shard_bytes and batch_size, or set publish.shuffle corpus"
             )
     return plan
 
 
 def plan_data(found: Survey, seed: int, shard_bytes: int, rate: int, by_batch: bool) -> list[Shard]:
-    """Cut the accepted clips of every split into shards of about `shard_bytes` of audio at a rate in Hz.
+    """Cut the accepted clips of every split into shards of about `shard_bytes` of audio; `rate` is in Hz.
 
-    Without any accepted clip there is no shard: `datasets` refuses to load a split without rows.
+    A split without an accepted clip has no shard, because `datasets` cannot load a split without rows.
     """
     seconds = shard_bytes / (rate * FLAC_BYTES)
     keys = np.empty(0, np.uint64)
@@ -147,7 +143,7 @@ def plan_data(found: Survey, seed: int, shard_bytes: int, rate: int, by_batch: b
             continue
         batch_of = found.cells[found.cell[rows], 0]
         for of_batch in np.split(rows, np.flatnonzero(np.diff(batch_of)) + 1) if len(rows) else []:
-            # By the place among all clips of the batch: what becomes of a clip moves no other one to another shard.
+            # Cut by position among all clips of the batch: the state of a clip does not move others to another shard.
             pieces = np.split(of_batch, np.flatnonzero(np.diff(found.start[of_batch] // seconds)) + 1)
             name = found.batches[found.cells[found.cell[of_batch[0]], 0]].id
             shards += _shards(found, _paths("data", f"{split}-{name}", len(pieces)), pieces)
@@ -155,7 +151,7 @@ def plan_data(found: Survey, seed: int, shard_bytes: int, rate: int, by_batch: b
 
 
 def _cut(found: Survey, rows: np.ndarray, seconds: float) -> list[np.ndarray]:
-    """Clips in their order in pieces of about so many seconds."""
+    """Cut clips, in their order, into pieces of about `seconds`."""
     starts_at = np.cumsum(found.seconds[rows]) - found.seconds[rows]
     cuts = np.flatnonzero(np.diff(starts_at // seconds)) + 1
     return np.split(rows, cuts) if len(rows) else []
@@ -166,7 +162,7 @@ def _shards(found: Survey, paths: list[str], pieces: list[np.ndarray]) -> list[S
 
 
 def plan_scores(found: Survey, by_batch: bool) -> list[tuple[str, list[Batch]]]:
-    """Path and batches of every shard of scores: one batch each, or in the order of their ids a million rows or so."""
+    """Path and batches of every shard of scores: one batch, or batches in the order of ids of about `SCORES_ROWS`."""
     if by_batch:
         return [(_paths("scores", f"{SPLITS[0]}-{batch.id}", 1)[0], [batch]) for batch in found.batches]
     starts_at = np.cumsum(found.rows) - found.rows
@@ -185,7 +181,7 @@ def _key(text: str) -> int:
 
 
 def data_schema(metrics: Sequence[str], sampling_rate: int) -> pa.Schema:
-    """Columns of a published row, with the `huggingface` key that makes `audio` an Audio feature at that rate in Hz."""
+    """Columns of a published row. The metadata key `huggingface` makes `audio` an Audio feature; the rate is in Hz."""
     known = {f.name: f.type for f in (*RANKING, *ENHANCED)} | dict.fromkeys(("models", "criteria_sha256"), pa.string())
     names = [*_HEAD.split(), *metrics, *_TAIL.split()]
     types = [known.get(name, pa.float64()) for name in names]
@@ -207,7 +203,16 @@ def write_data(
     criteria_sha256: str,
     audio: Mapping[str, Sequence[Path]] | None = None,
 ) -> int:
-    """Write one shard of accepted clips; returns its rows. `audio` replaces the files with audio of batches, by id.
+    """Write one shard of accepted clips; returns its number of rows.
+
+    Args:
+        sink: a binary file.
+        shard: the clips.
+        found: the survey of all batches.
+        schema: `data_schema`.
+        seed: for the order of rows.
+        criteria_sha256: hash of the criteria of the profile.
+        audio: batch id -> files with the audio, instead of those of the batch.
 
     Raises:
         LedgerError: an accepted clip has no audio.
@@ -229,14 +234,14 @@ def write_data(
             )
             writer.write_table(part.add_column(schema.get_field_index("audio"), schema.field("audio"), struct))
             for i in rows:
-                recordings[i] = b""  # written: let go of it
+                recordings[i] = b""  # frees the memory
     return len(ids)
 
 
 def _read(
     shard: Shard, found: Survey, schema: pa.Schema, criteria_sha256: str, audio: Mapping[str, Sequence[Path]]
 ) -> Iterator[tuple[pa.Table, list[bytes]]]:
-    """The rows of a shard, one row group of a file with audio at a time: the columns but `audio`, and the audio."""
+    """Yield the rows of a shard, one row group of an audio file at a time: the columns without `audio`, the audio."""
     columns = [f for f in schema if f.name != "audio"]
     batch_of = found.cells[shard.cell, 0]
     for index in np.unique(batch_of).tolist():
@@ -263,16 +268,17 @@ def _read(
             raise LedgerError(
                 f"batch {batch.id}: {missing.sum()} of {len(missing)} accepted clips have no audio, such as "
                 f"{ranked['id'][int(np.flatnonzero(missing)[0])]}, in {', '.join(map(str, files)) or 'any file'}; "
-                "where it is there, delete it and run again"
+                "if that file exists, delete it; then run again"
             )
 
 
 def rows_of(
     path: Path, ids: pa.ChunkedArray, columns: Sequence[str]
 ) -> Iterator[tuple[pa.Table, list[bytes], np.ndarray]]:
-    """Of a file with audio the rows with these ids, by row group: the columns it has, the audio, their places in `ids`.
+    """Read the rows with these ids from a Parquet file with audio, one row group at a time. Rows without audio are skipped.
 
-    A row without audio is as if it were not there.
+    Yields:
+        Those of `columns` that the file has; the audio; the positions of the rows in `ids`.
     """
     with reading_shard(path), pq.ParquetFile(path) as file:
         own = [name for name in columns if name in file.schema_arrow.names]
@@ -282,7 +288,7 @@ def rows_of(
             if place.null_count == len(place):
                 continue
             part = file.read_row_group(group, columns=[*own, "audio.bytes"])
-            audio = part["audio"]  # indexed, not taken from: a row group may hold more than Arrow's 2 GB of offsets
+            audio = part["audio"]  # not `take`: a row group may exceed the 2 GB that Arrow's offsets allow
             rows = [row for row in np.flatnonzero(place.is_valid()).tolist() if audio[row]["bytes"].as_py()]
             if not rows:
                 continue
@@ -292,7 +298,7 @@ def rows_of(
 
 
 def _row_groups(order: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
-    """Cut rows into groups of at most ROW_GROUP_ROWS, and ROW_GROUP_BYTES of audio where a group has several rows."""
+    """Cut rows into groups of at most ROW_GROUP_ROWS rows, and ROW_GROUP_BYTES of audio if a group has several rows."""
     group: list[int] = []
     held = 0
     for i in order:
@@ -306,9 +312,9 @@ def _row_groups(order: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int
 
 
 def write_scores(sink: BinaryIO, batches: Sequence[Batch], schema: pa.Schema) -> int:
-    """Write one shard of scores, one batch in memory at a time; returns its rows.
+    """Write one shard of scores, with one batch in memory at a time; returns its number of rows.
 
-    What somebody asked to have removed is not in it: its text and speaker would be.
+    Removed clips are left out, because a row contains text and speaker.
     """
     rows = 0
     with _writer(sink, schema) as writer:
@@ -321,9 +327,10 @@ def write_scores(sink: BinaryIO, batches: Sequence[Batch], schema: pa.Schema) ->
 
 
 def _writer(sink: BinaryIO, schema: pa.Schema, uncompressed: str = "") -> pq.ParquetWriter:
-    """A writer whose bytes depend on the rows and pyarrow's version only; `uncompressed` is a leaf to store plain.
+    """A Parquet writer whose output depends only on the rows and the version of pyarrow.
 
-    FLAC does not compress further, and the Hub finds unchanged clips only in bytes that are stored as they are.
+    `uncompressed` is a leaf column that is stored without compression. FLAC does not compress further, and the Hub
+    deduplicates unchanged clips only if their bytes are stored uncompressed.
     """
     packed = [name for name in leaf_paths(schema) if name != uncompressed]
     return pq.ParquetWriter(
@@ -333,6 +340,7 @@ def _writer(sink: BinaryIO, schema: pa.Schema, uncompressed: str = "") -> pq.Par
         use_dictionary=packed,
         write_statistics=packed,
         write_page_index=True,
-        # The audio of a row group is one page: headers between pages would lie elsewhere as soon as a clip is missing.
+        # One page per row group of audio: page headers between clips would move if a clip is missing, and prevent
+        # deduplication on the Hub.
         data_page_size=2 * ROW_GROUP_BYTES if uncompressed else None,
     )

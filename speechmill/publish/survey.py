@@ -1,11 +1,10 @@
-"""What is to be published, from the small tables of every batch: clips, their places and seconds, and counts of the rest.
+"""Survey of the ranking tables: positions and seconds of accepted clips, and counts of all others.
 
-It reads a few small columns of every batch and keeps 29 bytes for each accepted clip (290 MB for ten million).
+It reads a few small columns of every batch, and needs 29 bytes per accepted clip (290 MB for ten million clips).
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from speechmill import bucket
 from speechmill.errors import LedgerError
-from speechmill.shards import RANKING
-from speechmill.splits import split_index
+from speechmill.storage.run_folder import run_folder
+from speechmill.tables.schemas import RANKING
+from speechmill.tables.splits import split_index
 
-RUN_ROWS = 100  # of a ranking table, that stay together when a corpus is shuffled
-KINDS_COUNTED = 1000  # distinct (source, licence) pairs and languages kept apart; a hostile corpus may bring millions
+RUN_ROWS = 100  # consecutive rows of a ranking table that stay together when a corpus is shuffled
+MAX_COUNTED = 1000  # distinct reasons, languages and (source, licence) pairs; a hostile corpus may have millions
 OTHERS = "(others)"
 
 
@@ -30,8 +29,12 @@ OTHERS = "(others)"
 class Batch:
     """The tables of one batch.
 
-    `audio` are the files that hold its accepted clips: the enhanced shard, or shards as they were published. As long as
-    `audio_origin` is the same, so is its audio; its metrics, as long as `metrics_origin` is (`origin_of`).
+    Attributes:
+        id: id of the batch.
+        ranking: its ranking table.
+        audio: the files with the audio of its accepted clips: the enhanced shard, or published shards.
+        audio_origin: changes when the audio may have changed (`origin_of` the ledger).
+        metrics_origin: changes when the metrics may have changed (`origin_of` the scores).
     """
 
     id: str
@@ -42,22 +45,29 @@ class Batch:
 
 
 def origin_of(path: Path) -> str:
-    """Size and time of a file that is written anew whenever a batch is enhanced, scored or ranked; in a bucket its tag."""
-    if bucket.RUN in os.environ and not path.parent.name.startswith("."):  # a copy has the time at which it was made
-        return bucket.state("/".join(path.parts[-2:]))
-    state = path.stat()
-    return f"{state.st_size}:{state.st_mtime_ns}"
+    """A string that changes whenever the file is written again."""
+    return run_folder().state(path)
 
 
 @dataclass
 class Survey:
-    """What the small columns of all batches say.
+    """The result of `survey`. The arrays `cell` to `start` have one value per accepted clip.
 
-    The arrays have one value per accepted clip: `cell` (index into `cells`), `row` (of the ranking table), `seconds`
-    (of its audio), `split` (index into SPLITS) and `start` (seconds before it in its batch and split, of clips of any
-    state). `cells` (C, 2) are batch index and number of the run of rows. `clips` and `input_seconds` are by state,
-    `reasons` maps (rejected or errored, criterion or class) to (clips, seconds of input), `sources` maps (source,
-    licence) to accepted (clips, seconds).
+    Attributes:
+        batches: all batches, by id.
+        metrics: names of all metrics.
+        cells: (C, 2): index of the batch, and number of the run of `RUN_ROWS` rows in it.
+        cell: index into `cells`.
+        row: row of the ranking table.
+        seconds: duration of the published audio.
+        split: index into SPLITS.
+        start: seconds of the clips (of any state) before this one in its batch and split.
+        rows: number of rows of the ranking table of each batch.
+        clips: state -> clips.
+        input_seconds: state -> seconds of decoded input.
+        reasons: (rejected or errored, criterion or error class) -> (clips, seconds of decoded input).
+        sources: (source, licence) -> (accepted clips, seconds of their published audio).
+        languages: language -> accepted clips.
     """
 
     batches: list[Batch]
@@ -68,7 +78,7 @@ class Survey:
     seconds: np.ndarray = field(default_factory=lambda: np.empty(0, np.float64))
     split: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
     start: np.ndarray = field(default_factory=lambda: np.empty(0, np.float64))
-    rows: list[int] = field(default_factory=list)  # of each batch's ranking table
+    rows: list[int] = field(default_factory=list)
     clips: Counter[str] = field(default_factory=Counter)
     input_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     reasons: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
@@ -77,15 +87,15 @@ class Survey:
 
     @property
     def accepted_seconds(self) -> float:
-        """Seconds of the accepted clips as they are published."""
+        """Seconds of the published audio of all accepted clips."""
         return sum(seconds for _, seconds in self.sources.values())
 
 
 def survey(batches: Iterable[Batch]) -> Survey:
-    """Read what the plan and the card need; no audio is read.
+    """Read the ranking tables of all batches; no audio is read.
 
     Raises:
-        LedgerError: an accepted clip is in a ranking table twice.
+        LedgerError: a ranking table lists an accepted clip twice.
     """
     found = Survey(sorted(batches, key=lambda batch: batch.id))
     parts, cells = [], 0
@@ -131,13 +141,13 @@ def _count(found: Survey, ranking: pa.Table, accepted: pa.Table) -> None:
     sums = accepted.group_by(["source", "license"], use_threads=False).aggregate([("id", "count"), ("duration", "sum")])
     for row in sums.to_pylist():
         key = (row["source"] or "", row["license"] or "")
-        if key not in found.sources and len(found.sources) >= KINDS_COUNTED:
+        if key not in found.sources and len(found.sources) >= MAX_COUNTED:
             key = (OTHERS, OTHERS)
         clips, seconds = found.sources.get(key, (0, 0.0))
         found.sources[key] = (clips + row["id_count"], seconds + (row["duration_sum"] or 0.0))
     for row in pc.value_counts(accepted["language"]).to_pylist():
         language = row["values"] or ""
-        found.languages[language if len(found.languages) < KINDS_COUNTED else OTHERS] += row["counts"]
+        found.languages[language if len(found.languages) < MAX_COUNTED else OTHERS] += row["counts"]
 
 
 def _count_reasons(found: Survey, ranking: pa.Table) -> None:
@@ -146,7 +156,7 @@ def _count_reasons(found: Survey, ranking: pa.Table) -> None:
     for row in sums.aggregate([("id", "count"), ("input_duration", "sum")]).to_pylist():
         if row["state"] in ("rejected", "errored"):
             key = (row["state"], row["reason"])
-            if key not in found.reasons and len(found.reasons) >= KINDS_COUNTED:
+            if key not in found.reasons and len(found.reasons) >= MAX_COUNTED:
                 key = (row["state"], OTHERS)
             clips, seconds = found.reasons.get(key, (0, 0.0))
             found.reasons[key] = (clips + row["id_count"], seconds + (row["input_duration_sum"] or 0.0))

@@ -1,6 +1,6 @@
-"""What the corpus itself says about the weights: entropy, CRITIC, correlation, saturation, sensitivity. Advice only.
+"""Weights that the corpus suggests: entropy, CRITIC, correlation, saturation, sensitivity.
 
-Nothing here touches a decision: whoever agrees writes the weights into a profile.
+No decision uses them. To apply them, write the weights into a profile.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from speechmill.parallel import bounded_map
 from speechmill.ranking.profile import FrozenProfile
 from speechmill.ranking.sensitivity import sensitivity
 from speechmill.ranking.topsis import Array, scale_all
+from speechmill.utils.threads import bounded_map
 
 SAMPLE_ROWS = 200_000
 READERS = 2  # threads

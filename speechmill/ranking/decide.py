@@ -1,7 +1,8 @@
-"""The final state of every clip of a batch. A map over clips: nothing here looks at more than one row."""
+"""The final state of every clip of a batch. Each clip is decided by its own row alone."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +14,16 @@ from numpy.typing import NDArray
 
 from speechmill.errors import ConfigError, LedgerError
 from speechmill.ranking.profile import FrozenProfile, Gate
-from speechmill.ranking.topsis import Array, closeness, scale_all
-from speechmill.removal import REMOVED, Removals, is_removed
-from speechmill.shards import IDENTITY, RANKING
+from speechmill.ranking.removals import REMOVED, Removals, is_removed
+from speechmill.ranking.topsis import Array, closeness, distance_shares, scale_all
+from speechmill.tables.schemas import IDENTITY, RANKING
 
-# What describes a clip in the result: taken from the first table that has it, `described`, then `scores`.
+# Columns that describe a clip in the result. They come from `described`, or else from `scores`.
 DESCRIPTIVE = ("text", "language", "speaker_id", "gender", "age", "license", "duration", "variant", "variant_reason")
 FROM_LEDGER = (*(field.name for field in IDENTITY), "input_duration")
 REASONS = ("state", "criterion", "value", "threshold", "error_class", "message")
-ROUNDING = 1e-9  # a coverage of 0.8 that floating point makes 0.7999999999999999 is 0.8
+ROUNDING = 1e-9  # floating point may turn a coverage of 0.8 into 0.7999999999999999
+DECIMALS = 4  # of the values that explain a decision
 HELD_OUT = "held_out"  # criterion of a rejected clip
 TOO_FEW, MISSING = "too_few_metrics", "missing_metric"  # error classes
 Mask = NDArray[np.bool_]
@@ -29,8 +31,12 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a profile makes of clips (N,). `errored`, `gated`, `distant` and `accepted` share those that were left to judge."""
+    """The decisions of a profile on clips (N,).
 
+    Each clip that is left to judge is in exactly one of `errored`, `gated`, `distant` and `accepted`.
+    """
+
+    scaled: Array  # (N, C): the criteria, scaled to 0..1
     closeness: Array
     coverage: Array
     missed: Array  # (G, N): the bound of each gate that the clip misses, else NaN
@@ -49,13 +55,13 @@ def judge(judged: Mapping[str, Array], profile: FrozenProfile, scored: Mask, lef
 
     Args:
         judged: the metrics, and `duration`.
-        profile: ranks by nothing else.
-        scored: clips that passed the enhance stage and whose scoring did not fail.
-        left: clips that passed and whose state nothing but metrics decides.
-        where: whose scores they are, for people.
+        profile: the frozen profile.
+        scored: clips that passed the enhance stage and were scored without an error.
+        left: clips that passed the enhance stage, and whose state only the metrics decide.
+        where: names the scores in messages.
 
     Raises:
-        ConfigError: a column is lacking that the profile ranks by.
+        ConfigError: a column is missing that the profile ranks by.
     """
     _check_columns(profile, judged, where)
     scaled = scale_all(judged, profile.criteria, len(left))
@@ -70,6 +76,7 @@ def judge(judged: Mapping[str, Array], profile: FrozenProfile, scored: Mask, lef
     gated = left & judgeable & failed.any(0)
     distant = left & judgeable & ~gated & (close < profile.threshold)
     return Verdict(
+        scaled=scaled,
         closeness=close,
         coverage=coverage,
         missed=missed,
@@ -95,21 +102,31 @@ def rank_batch(
     near_duplicates: pa.Table | None = None,
     removed: Removals | None = None,
 ) -> pa.Table:
-    """One row per ledger row, in its order: `RANKING`, then every metric column of `scores`, sorted by name.
+    """Rank a batch.
 
-    `ledger` follows `LEDGER`; `described` has `id` and any of `DESCRIPTIVE` (the manifest, or an enhanced shard
-    without its audio); `scores` has `id, error_class, message` and the metrics; `duplicates` has `id, duplicate_of`
-    and may cover other batches too, as may `held_out` with `id, message` and `near_duplicates` with `id,
-    near_duplicate_of`, which is noted and decides nothing.
+    Clips to be `removed` are rejected with that criterion, whatever their other values. Clips that did not pass the
+    enhance stage keep their state and reason. The others become, in this order: `duplicate`; `rejected` with criterion
+    `held_out`; `errored` (scoring failed, the measured criteria are below `min_coverage`, or a gate's metric is
+    missing); `rejected` by the first gate that they fail (`failed_gates` names all); `rejected` with criterion
+    `closeness` below the threshold; `accepted`.
 
-    What is to be `removed` is rejected with that criterion, whatever else is known of it.
-    What did not pass the enhance stage keeps its state and reason. The others are, in this order: `duplicate`;
-    `rejected` with criterion `held_out`; `errored` (scoring failed, measured criteria below `min_coverage`, or a gate's metric is missing); `rejected` by
-    the first gate that they fail (`failed_gates` names all); `rejected` with criterion `closeness` below the
-    threshold; `accepted`. Closeness and failed gates are there for every clip that was scored, but for errored ones.
+    Args:
+        ledger: the ledger of the batch (`LEDGER`).
+        described: `id` and any of `DESCRIPTIVE`: the manifest, or an enhanced shard without audio.
+        scores: `id, error_class, message` and the metrics.
+        duplicates: `id, duplicate_of`; may have clips of other batches, as may the next two tables.
+        profile: the frozen profile.
+        batch: id of the batch.
+        held_out: `id, message`.
+        near_duplicates: `id, near_duplicate_of`; recorded, decides nothing.
+        removed: the list of removals.
+
+    Returns:
+        A row per ledger row, in its order: `RANKING`, then every metric column of `scores`, sorted by name. Closeness
+        and the columns that explain it are null unless the clip was scored and is not `errored`.
 
     Raises:
-        LedgerError: a passed clip has no score, a score belongs to no passed clip, or an id is there twice.
+        LedgerError: a passed clip has no score, a score belongs to no passed clip, or an id occurs twice.
         ConfigError: the scores lack a column that the profile ranks by.
     """
     _check_ids(ledger, scores, batch)
@@ -158,6 +175,8 @@ def rank_batch(
         )
     thresholds = np.full(len(ids), profile.threshold)
     _reject(cells, verdict.distant, "closeness", verdict.closeness, thresholds, f"profile {profile.name}")
+    shares = distance_shares(verdict.scaled, [criterion.weight for criterion in profile.criteria])
+    _explain(cells, verdict, shares, profile)
 
     gone = is_removed(ledger, removed).to_numpy(zero_copy_only=False).astype(bool)
     for name, value in {"state": "rejected", "criterion": REMOVED, "value": 1.0, "threshold": 0.0}.items():
@@ -173,6 +192,8 @@ def rank_batch(
         "closeness": pa.array(verdict.closeness, mask=~verdict.judgeable),
         "coverage": pa.array(verdict.coverage, mask=~passed | failed),
         "failed_gates": _names([gate.metric for gate in profile.gates], verdict.failed.T, verdict.judgeable),
+        "scaled": _lists(verdict.scaled, verdict.judgeable),
+        "distance_share": _lists(shares, verdict.judgeable),
     }
     for field in RANKING:
         if field.name in cells:
@@ -181,14 +202,15 @@ def rank_batch(
             columns[field.name] = pa.nulls(len(ids), field.type)
     columns |= {name: pc.cast(aligned[name], pa.float64()) for name in metric_names}
     schema = pa.schema([*RANKING, *(pa.field(name, pa.float64()) for name in metric_names)])
-    # The models that measured, and what of the source belongs to no clip.
+    # The models that measured, the criteria, and what in the source is not a clip.
     passed_over = {k: v for k, v in (ledger.schema.metadata or {}).items() if k == b"passed_over"}
-    schema = schema.with_metadata((scores.schema.metadata or {}) | passed_over)
+    criteria = {b"criteria": json.dumps([criterion.metric for criterion in profile.criteria]).encode()}
+    schema = schema.with_metadata((scores.schema.metadata or {}) | criteria | passed_over)
     return pa.table({name: columns[name] for name in schema.names}).cast(schema)
 
 
 def _looked_up(ids: pa.ChunkedArray, table: pa.Table | None, column: str) -> pa.ChunkedArray:
-    """A column (N,) of the table's rows for these ids; null where there is none."""
+    """Return a column (N,) of the rows with these ids; null if the table has no such row."""
     if table is None:
         return pa.chunked_array([pa.nulls(len(ids), pa.string())])
     return table[column].take(pc.index_in(ids, value_set=table["id"]))
@@ -204,6 +226,32 @@ def _names(names: list[str], chosen: Mask, valid: Mask) -> pa.ListArray:
     offsets = np.concatenate([[0], np.cumsum(chosen.sum(1))]).astype(np.int32)
     values = pa.array(names, pa.string()).take(pa.array(np.nonzero(chosen)[1]))
     return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(~valid))
+
+
+def _lists(values: Array, valid: Mask) -> pa.ListArray:
+    """For each row (N,) its values (N, C) as float32, rounded to `DECIMALS`; NaN is null. Null where not `valid` (N,)."""
+    offsets = np.concatenate([[0], np.cumsum(np.where(valid, values.shape[1], 0))]).astype(np.int32)
+    numbers = np.round(values[valid].ravel(), DECIMALS).astype(np.float32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(numbers, from_pandas=True), mask=pa.array(~valid))
+
+
+def _explain(cells: dict[str, NDArray[Any]], verdict: Verdict, shares: Array, profile: FrozenProfile) -> None:
+    """Add to the message of clips that are too far from the ideal which criterion has most of the distance."""
+    rows = np.flatnonzero(verdict.distant)
+    if not len(rows):
+        return
+    most = np.nan_to_num(shares[rows], nan=-1.0).argmax(1)
+    names = [criterion.metric for criterion in profile.criteria]
+    cells["message"][rows] = [
+        f"{message}; mostly {names[place]}: scaled {value:.2f}, {share:.0%} of the distance to the ideal"
+        for message, place, value, share in zip(
+            cells["message"][rows].tolist(),
+            most.tolist(),
+            verdict.scaled[rows, most].tolist(),
+            shares[rows, most].tolist(),
+            strict=True,
+        )
+    ]
 
 
 def _error(
@@ -239,7 +287,7 @@ def _reject(cells: dict[str, NDArray[Any]], mask: Mask, metric: str, values: Arr
 
 
 def _missed_bound(gate: Gate, values: Array) -> Array:
-    """The bound (N,) that each value misses; NaN where it misses none or is missing itself."""
+    """Return the bound (N,) that each value misses; NaN if it misses none, or is NaN itself."""
     low = -np.inf if gate.min is None else gate.min
     high = np.inf if gate.max is None else gate.max
     return np.where(values < low, low, np.where(values > high, high, np.nan))

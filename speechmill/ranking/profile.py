@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from speechmill.config import nearest
 from speechmill.errors import ConfigError
-from speechmill.files import sha256_json
+from speechmill.storage.files import sha256_json
+from speechmill.utils.schema import explain, fill_defaults, nearest
 
 SCHEMA_FILE = "schema.yaml"
 # Columns that every run has beside its metrics, and that a profile may judge like one.
@@ -63,6 +63,15 @@ class FrozenProfile:
     dropped_criteria: tuple[str, ...]  # metrics of the profile that the run does not measure
     dropped_gates: tuple[str, ...]
     sha256: str
+
+    @property
+    def distance_shares(self) -> dict[str, float]:
+        """Criterion -> its share of the squared distance to the ideal, for a clip with equal scaled values.
+
+        Weights enter squared: a criterion with 0.44 of the weight may have 0.76 of the distance.
+        """
+        total = sum(criterion.weight**2 for criterion in self.criteria)
+        return {criterion.metric: criterion.weight**2 / total if total else 0.0 for criterion in self.criteria}
 
     def to_json(self) -> dict[str, Any]:
         """The content of ranking/profile.json."""
@@ -117,7 +126,7 @@ def load_profile(name_or_path: str | Path, directory: Path, metrics: Iterable[st
     schema = yaml.safe_load((directory / SCHEMA_FILE).read_text(encoding="utf-8"))
     errors = sorted(Draft202012Validator(schema).iter_errors(profile), key=lambda e: [str(p) for p in e.absolute_path])
     strange = list(_non_finite(profile))
-    problems = [_explain(error) for error in errors]
+    problems = explain(errors, "the profile")
     problems += [f"{'.'.join(map(str, path))} must be a finite number" for path in strange]
     if isinstance(profile, dict):
         misshapen = {*(tuple(error.absolute_path) for error in errors), *strange}
@@ -126,7 +135,7 @@ def load_profile(name_or_path: str | Path, directory: Path, metrics: Iterable[st
         raise ConfigError(
             f"ranking profile {path} is not valid:\n" + "\n".join(f"  - {problem}" for problem in problems)
         )
-    _fill_defaults(profile, schema)
+    fill_defaults(profile, schema)
     return profile
 
 
@@ -251,26 +260,6 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _explain(error: Any) -> str:
-    """One jsonschema error as a line for a person."""
-    where = ".".join(str(part) for part in error.absolute_path) or "the profile"
-    if error.validator == "additionalProperties":
-        valid = error.schema.get("properties", {})
-        extra = sorted(str(key) for key in error.instance if key not in valid)
-        return f"{where}: " + ", ".join(f"unknown key {key} ({nearest(key, valid)})" for key in extra)
-    if error.validator == "type" and isinstance(error.instance, str) and _is_number(error.instance):
-        return f'{where} is the text "{error.instance}": YAML reads a number only with a dot, such as 1.0e-5'
-    return f"{where}: {error.message}"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _non_finite(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Paths of NaN and infinity, which YAML can write and a JSON schema lets through."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -332,18 +321,3 @@ def _criterion_problems(item: dict[str, Any]) -> Iterator[str]:
         yield "a target needs an ideal interval [a, b], and only a target has one"
     elif ideal is not None and not low <= ideal[0] <= ideal[1] <= high:
         yield f"ideal {ideal} must be an interval within low ({low}) and high ({high})"
-
-
-def _fill_defaults(value: Any, schema: dict[str, Any]) -> None:
-    """Fill in the schema's defaults below `properties`, `items` and `additionalProperties`."""
-    if isinstance(value, list):
-        for item in value:
-            _fill_defaults(item, schema.get("items", {}))
-    elif isinstance(value, dict):
-        children = schema.get("properties", {})
-        for key, child in children.items():
-            if "default" in child:
-                value.setdefault(key, child["default"])
-        others = schema.get("additionalProperties") or {}
-        for key, item in value.items():
-            _fill_defaults(item, children.get(key, others))

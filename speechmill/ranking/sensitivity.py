@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
-from speechmill.intervals import wilson
 from speechmill.ranking.profile import FrozenProfile
 from speechmill.ranking.topsis import Array, closeness
+from speechmill.utils.statistics import average_ranks, wilson
 
 WEIGHT_MOVE = 0.2  # of a weight: up and down by a fifth
 THRESHOLD_MOVE = 0.05
@@ -40,7 +39,7 @@ def sensitivity(scaled: Array, decided: Mask, profile: FrozenProfile, whole: boo
     before, coverage = closeness(scaled, weights)
     covered = coverage >= profile.min_coverage - ROUNDING
     accepted = decided & covered & (before >= profile.threshold)
-    ranks = rankdata(before)
+    ranks = average_ranks(before)
 
     def change(to: float, then: Mask) -> dict[str, Any]:
         total, gained, lost = (int(np.count_nonzero(mask)) for mask in (decided, then & ~accepted, accepted & ~then))
@@ -98,8 +97,8 @@ def _spearman(before: Array, ranks: Array, after: Array) -> float | None:
     """Spearman's rank correlation of two columns (N,), the first of which has these ranks; over rows that have both."""
     there = np.isfinite(after)
     if not there.all():
-        ranks = rankdata(before[there])
-    first, second = (one - np.mean(one) if len(one) else one for one in (ranks, rankdata(after[there])))
+        ranks = average_ranks(before[there])
+    first, second = (one - np.mean(one) if len(one) else one for one in (ranks, average_ranks(after[there])))
     spread = np.sqrt(np.sum(first**2) * np.sum(second**2))
     return float(np.sum(first * second) / spread) if spread else None
 

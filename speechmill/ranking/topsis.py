@@ -73,3 +73,18 @@ def closeness(scaled: Array, weights: ArrayLike) -> tuple[Array, Array]:
         # Written so that rounding keeps the order: every operation is monotone in every score.
         value = 1.0 / (1.0 + np.sqrt(to_ideal) / np.sqrt(to_anti))
         return value, present / total
+
+
+def distance_shares(scaled: Array, weights: ArrayLike) -> Array:
+    """Share (N, C) of each criterion in the squared distance to the ideal, d+^2, of a scaled matrix (N, C).
+
+    The shares of a clip add up to 1 over the criteria that it has values for; NaN marks the others. All shares of a
+    clip at the ideal are 0.
+    """
+    parts = (np.asarray(weights, dtype=np.float64) * (1.0 - scaled)) ** 2
+    total = np.zeros(scaled.shape[0])
+    for column in parts.T:
+        total += np.where(np.isnan(column), 0.0, column)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = np.where(total[:, None] > 0, parts / total[:, None], 0.0)
+    return np.where(np.isnan(scaled), np.nan, shares)

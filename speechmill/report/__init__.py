@@ -1,1 +1,1 @@
-"""What came of a run: a page for people, numbers for programs, and one table of all clips (docs/architecture.md)."""
+"""The report: a page for people, the numbers as JSON, charts. Reads rankings; decides and publishes nothing."""

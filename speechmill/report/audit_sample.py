@@ -8,19 +8,18 @@ or a gate are in none.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from speechmill.report.examples import Example, rows_of_clips
-from speechmill.report.smallest import Smallest
-from speechmill.report.summary import NOT_JUDGED, Distribution
+from speechmill.report.parts import NOT_JUDGED, Draw, Part, read_parts
+from speechmill.utils.statistics import Distribution
 
 FORMAT, VERSION = "speechmill-audit", 1
 MAX_CLIPS = 200  # of a sheet
@@ -28,8 +27,9 @@ MAX_CLIPS = 200  # of a sheet
 STRATA = {"far above": 2, "just above": 3, "just below": 3, "far below": 2, "gate": 2}
 ACCEPTED = ("far above", "just above")
 NEAR = 0.25  # of the clips on either side of the threshold: these are just above or just below
-READ_ROWS = 65_536
 DECISION = ["state", "criterion", "closeness"]
+DECISIONS = ("accepted", "rejected", "gated")  # by closeness, but for the last
+DRAWN = 2_000  # clips of each: with 25 % of them near the threshold, enough for `MAX_CLIPS`
 
 
 @dataclass(frozen=True)
@@ -42,77 +42,126 @@ class Edges:
 
 def find_edges(ranking_files: Sequence[Path]) -> Edges:
     """The edges of a run's strata, whatever the order or number of its ranking tables."""
-    accepted, rejected = Distribution(), Distribution()
-    for _, table in parts(ranking_files, DECISION):
-        closeness = _floats(table["closeness"])
-        for side, mask in zip((accepted, rejected), _decisions(table)[:2], strict=True):
-            side.add(closeness[mask])
-    above, below = accepted.quantile(NEAR), rejected.quantile(1 - NEAR)
-    return Edges(1.0 if above is None else above, 0.0 if below is None else below)
+    sides = AuditEdges()
+    read_parts(ranking_files, sides)
+    return sides.edges()
 
 
-def strata(table: pa.Table, edges: Edges) -> np.ndarray:
-    """The stratum of each row of a table with the columns `DECISION`, as its place in `STRATA`: int8 (N,), -1 for none."""
-    accepted, rejected, gated = _decisions(table)
-    closeness = _floats(table["closeness"])
-    near_above, near_below = closeness <= edges.above, closeness >= edges.below
-    masks = [accepted & ~near_above, accepted & near_above, rejected & near_below, rejected & ~near_below, gated]
+class AuditEdges:
+    """Collects the closeness of the clips that closeness decided, and of each decision the clips that are drawn first."""
+
+    def __init__(self) -> None:
+        self._accepted, self._rejected = Distribution(), Distribution()
+        self._drawn = Draw(len(DECISIONS), DRAWN)
+
+    def columns(self, names: Sequence[str]) -> Iterable[str]:
+        return ["id", *DECISION]
+
+    def add(self, part: Part) -> None:
+        masks = _decisions(part)
+        for side, mask in zip((self._accepted, self._rejected), masks[:2], strict=True):
+            side.add(part.closeness[mask])
+        groups = np.select(masks, np.arange(len(DECISIONS), dtype=np.int8), np.int8(-1))
+        self._drawn.add(part, groups, ["id", "closeness"])
+
+    def drawn(self, edges: Edges) -> dict[str, pa.Table]:
+        """Of each stratum some clips that are drawn first, in that order; all of them if the decision has few clips."""
+        found = {}
+        for decision, pool in zip(DECISIONS, self._drawn.pools, strict=True):
+            if pool.rows is None:
+                continue
+            closeness = pool.rows["closeness"].to_numpy()
+            masks = _strata(closeness, [np.full(len(closeness), decision == name) for name in DECISIONS], edges)
+            for name, mask in zip(STRATA, masks, strict=True):
+                if mask.any():
+                    found[name] = pool.rows.filter(pa.array(mask))
+        return found
+
+    def edges(self) -> Edges:
+        above, below = self._accepted.quantile(NEAR), self._rejected.quantile(1 - NEAR)
+        return Edges(1.0 if above is None else above, 0.0 if below is None else below)
+
+
+def strata(part: Part, edges: Edges) -> np.ndarray:
+    """The stratum of each row of a part with the columns `DECISION`, as its place in `STRATA`: int8 (N,), -1 for none."""
+    masks = _strata(part.closeness, _decisions(part), edges)
     return np.select(masks, np.arange(len(STRATA), dtype=np.int8), np.int8(-1))
 
 
-def parts(ranking_files: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[Path, pa.Table]]:
-    """Pieces of ranking tables, and the file of each."""
-    for path in ranking_files:
-        with pq.ParquetFile(path) as file:
-            for part in file.iter_batches(batch_size=READ_ROWS, columns=list(columns)):
-                yield path, pa.Table.from_batches([part])
+def _strata(
+    closeness: NDArray[np.float64], decisions: Sequence[NDArray[np.bool_]], edges: Edges
+) -> list[NDArray[np.bool_]]:
+    """Which clips (N,) are in each of `STRATA`; `decisions` as in `DECISIONS`."""
+    accepted, rejected, gated = decisions
+    near_above, near_below = closeness <= edges.above, closeness >= edges.below
+    return [accepted & ~near_above, accepted & near_above, rejected & near_below, rejected & ~near_below, gated]
 
 
-def _decisions(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _decisions(part: Part) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
     """Which rows (N,) of those that can be audited are accepted, rejected by closeness, rejected by a gate."""
-    state, criterion = table["state"], table["criterion"]
-    rejected = pc.and_(pc.equal(state, "rejected"), pc.is_valid(table["closeness"]))
-    not_judged = pc.is_in(criterion, value_set=pa.array(NOT_JUDGED))
-    by_closeness = pc.fill_null(pc.equal(criterion, "closeness"), False)
-    return (
-        pc.equal(state, "accepted").to_numpy(),
-        pc.and_(rejected, by_closeness).to_numpy(),
-        pc.and_not(pc.and_not(rejected, not_judged), by_closeness).to_numpy(),
-    )
+    rejected, by_closeness = part.has_state("rejected") & part.has_closeness, part.has_criterion("closeness")
+    gated = rejected & ~part.has_criterion(*NOT_JUDGED) & ~by_closeness
+    return part.has_state("accepted"), rejected & by_closeness, gated
 
 
-def _floats(column: pa.ChunkedArray) -> np.ndarray:
-    return pc.cast(column, pa.float64()).to_numpy()
+def choose_audit(ranking_files: Sequence[Path], count: int, seen: AuditEdges | None = None) -> list[dict[str, Any]]:
+    """At most `count` clips to judge: [{row, stratum, clips, sampled}]; `clips` is the size of the whole stratum.
 
-
-def choose_audit(ranking_files: Sequence[Path], count: int) -> list[dict[str, Any]]:
-    """At most `count` clips to judge: [{row, stratum, clips, sampled}], `clips` being the size of the whole stratum.
-
-    Of each stratum the clips whose reversed ids come first, as in `ranking.advice`: ids are hashes. So the choice
-    depends neither on the order nor on the number of files, and a larger sample has the smaller one in it. What a small
-    stratum leaves goes to the others. Two passes, in memory that does not grow with the number of clips.
+    Of each stratum, the clips whose reversed ids come first are chosen, as in `ranking.advice`: ids are hashes. The
+    choice does not depend on the order or number of files, and a larger sample contains the smaller one. What a small
+    stratum leaves goes to the others. `seen` has read all rows of the files, if another pass did so. Memory does not
+    grow with the number of clips.
     """
     if not count:
         return []
-    edges = find_edges(ranking_files)
-    sizes = dict.fromkeys(STRATA, 0)
-    held = {name: Smallest(count) for name in STRATA}
-    for path, table in parts(ranking_files, ["id", *DECISION]):
-        stratum = strata(table, edges)
-        for number, name in enumerate(STRATA):
-            ids = table["id"].filter(pa.array(stratum == number))
-            sizes[name] += len(ids)
-            held[name].offer(pa.table({"key": pc.utf8_reverse(ids), "id": ids}), file=str(path))
+    if seen is None:
+        read_parts(ranking_files, seen := AuditEdges())
+    edges = seen.edges()
+    sizing = _Sizes(edges)
+    read_parts(ranking_files, sizing)
+    sizes = dict(zip(STRATA, sizing.sizes.tolist(), strict=True))
     shares = _allot(sizes, count)
-    chosen = {
-        name: [] if (rows := held[name].rows) is None else rows.slice(0, shares[name]).to_pylist() for name in STRATA
-    }
+    held = seen.drawn(edges)
+    if any(len(held.get(name, ())) < share for name, share in shares.items()):  # a small stratum of many clips
+        sample = _Sample(edges, count)
+        read_parts(ranking_files, sample)
+        held = {name: pool.rows for name, pool in zip(STRATA, sample.drawn.pools, strict=True) if pool.rows is not None}
+    chosen = {name: held[name].slice(0, share).to_pylist() if share else [] for name, share in shares.items()}
     rows_of = rows_of_clips({(clip["file"], clip["id"]) for clips in chosen.values() for clip in clips})
     return [
         {"row": rows_of[clip["id"]], "stratum": name, "clips": sizes[name], "sampled": shares[name]}
         for name, clips in chosen.items()
         for clip in clips
     ]
+
+
+class _Sizes:
+    """Counts the clips of each stratum."""
+
+    def __init__(self, edges: Edges):
+        self.sizes = np.zeros(len(STRATA), np.int64)
+        self._edges = edges
+
+    def columns(self, names: Sequence[str]) -> Iterable[str]:
+        return DECISION
+
+    def add(self, part: Part) -> None:
+        of = strata(part, self._edges)
+        self.sizes += np.bincount(of[of >= 0], minlength=len(STRATA))
+
+
+class _Sample:
+    """Draws from each stratum."""
+
+    def __init__(self, edges: Edges, count: int):
+        self.drawn = Draw(len(STRATA), count)
+        self._edges = edges
+
+    def columns(self, names: Sequence[str]) -> Iterable[str]:
+        return ["id", *DECISION]
+
+    def add(self, part: Part) -> None:
+        self.drawn.add(part, strata(part, self._edges), ["id"])
 
 
 def _allot(sizes: Mapping[str, int], count: int) -> dict[str, int]:

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from speechmill.intervals import newcombe, wilson
-from speechmill.ledger import STATES
-from speechmill.removal import REMOVED
-from speechmill.text import plain
+from speechmill.ranking.removals import REMOVED
+from speechmill.ranking.states import STATES
+from speechmill.report.parts import Part
+from speechmill.utils.statistics import newcombe, wilson
+from speechmill.utils.text import plain
 
 SPEAKER = "speaker_id"
 # Column -> what a page calls it.
@@ -102,13 +103,11 @@ class Breakdown:
         self.seconds = np.zeros(len(STATES))
         self.groups = {column: Groups(most) for column in DIMENSIONS}
 
-    def add(self, table: pa.Table) -> None:
-        """Take in rows of ranking tables, of which a column of `DIMENSIONS` may lack."""
-        wanted = pc.is_in(table["state"], value_set=pa.array(STATES))
-        wanted = pc.and_(wanted, pc.fill_null(pc.not_equal(table["criterion"], REMOVED), True))
-        table = table.select([name for name in COLUMNS if name in table.column_names]).filter(wanted)
-        states = pc.index_in(table["state"], value_set=pa.array(STATES)).to_numpy()
-        seconds = table["input_duration"].to_numpy().astype(np.float64)
+    def add(self, part: Part) -> None:
+        """Take in rows of ranking tables, which may lack a column of `DIMENSIONS`."""
+        wanted = (part.state >= 0) & ~part.has_criterion(REMOVED)
+        table = part.table if wanted.all() else part.table.select(self._there(part)).filter(pa.array(wanted))
+        states, seconds = part.state[wanted].astype(np.intp), part.numbers("input_duration")[wanted]
         known = np.nan_to_num(seconds)
         clips, total = _by_state(np.zeros(len(states), np.intp), 1, states, known)
         self.clips, self.seconds = self.clips + clips[0], self.seconds + total[0]
@@ -124,6 +123,9 @@ class Breakdown:
             else:
                 values, codes = [None], np.zeros(len(states), np.intp)
             groups.add(values, *_by_state(codes, len(values), states, known))
+
+    def _there(self, part: Part) -> list[str]:
+        return [name for name in self.groups if name in part.table.column_names]
 
 
 def _by_state(codes: np.ndarray, groups: int, states: np.ndarray, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -153,11 +155,13 @@ def breakdown_of(found: Breakdown) -> dict[str, Any]:
     return {
         "clips": _named(found.clips, int),
         "hours": _named(found.seconds / 3600, _rounded),
-        "dimensions": [_dimension(column, groups, found) for column, groups in found.groups.items() if _tells(groups)],
+        "dimensions": [
+            _dimension(column, groups, found) for column, groups in found.groups.items() if _has_values(groups)
+        ],
     }
 
 
-def _tells(groups: Groups) -> bool:
+def _has_values(groups: Groups) -> bool:
     """Whether there are two values at least that clips have."""
     return sum(value is not None and count > 0 for value, count in zip(groups.values, _sizes(groups), strict=True)) > 1
 
@@ -235,7 +239,7 @@ def association(accepted: np.ndarray, clips: np.ndarray) -> tuple[float | None, 
 
     None where all clips are accepted, or none is, or there are fewer than two groups.
     """
-    from scipy.stats import chi2
+    from scipy.special import chdtrc
 
     total, share = int(clips.sum()), accepted.sum() / max(1, clips.sum())
     if len(clips) < 2 or not 0 < share < 1:
@@ -245,7 +249,7 @@ def association(accepted: np.ndarray, clips: np.ndarray) -> tuple[float | None, 
     phi2 = max(0.0, statistic / total - (groups - 1) / (total - 1))
     smaller = min(groups - (groups - 1) ** 2 / (total - 1), 2 - 1 / (total - 1)) - 1
     effect = min(1.0, math.sqrt(phi2 / smaller)) if smaller > 0 else 0.0
-    if chi2.sf(statistic, groups - 1) >= SIGNIFICANT:
+    if chdtrc(groups - 1, statistic) >= SIGNIFICANT:
         return effect, CHANCE
     return effect, next(word for least, word in WORDS if effect >= least)
 

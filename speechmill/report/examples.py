@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from speechmill.audio.encode import decode_flac, encode_flac
 from speechmill.errors import SpeechmillError
-from speechmill.removal import REMOVED
-from speechmill.report.smallest import Smallest
+from speechmill.ranking.removals import REMOVED
+from speechmill.report.parts import NOT_JUDGED, BottomK, Draw, Part, read_parts
 from speechmill.report.spectrogram import recording_png, spectrogram_db
-from speechmill.report.summary import NOT_JUDGED, Overview
-from speechmill.shards import reading_shard
-from speechmill.text import plain
+from speechmill.report.summary import Overview
+from speechmill.tables.parquet_io import reading_shard
+from speechmill.utils.text import plain
 
-READ_ROWS = 65_536
 MAX_SECONDS = 15.0
 MIN_SECONDS = 3.0
 AUDIO_BYTES = 12_000_000  # of all players together, about: more players get fewer seconds each
@@ -58,76 +58,87 @@ class Example:
 
 
 def choose(ranking_files: Sequence[Path], count: int, of_each_reason: int = 0) -> dict[str, list[dict[str, Any]]]:
-    """The ranking rows of the clips of each group, the most telling first; ties by id.
-
-    `count` clips for each of `GROUPS`, then `of_each_reason` for each of the `REASONS` most frequent criteria that
-    rejected scored clips: rejected-1, rejected-2, .... Borderline clips come half from either side of the threshold, or
-    more from one if the other has too few, and are ordered by closeness. Random ones are those whose reversed ids come
-    first, since ids are hashes. Clips that somebody asked to have removed are in no group.
-
-    Memory does not grow with the number of clips, and the order of the files does not matter.
-    """
-    pools = {name: Smallest(count) for name in ("best", "worst", "above", "below", "denoised", "random")}
-    reasons: dict[str, Smallest] = defaultdict(lambda: Smallest(of_each_reason))
-    frequency: Counter[str] = Counter()
-    for path in ranking_files:
-        with pq.ParquetFile(path) as file:
-            wanted = ["id", "state", "criterion", "closeness", "variant", CHANGED]
-            there = set(file.schema_arrow.names)
-            columns = [name for name in wanted if name in there]
-            for part in file.iter_batches(batch_size=READ_ROWS, columns=columns):
-                table = _ranked(pa.Table.from_batches([part]))
-                table = table.append_column("random", pc.utf8_reverse(table["id"]))
-                for pool, (mask, key) in _candidates(table).items():
-                    pools[pool].offer(pa.table({"id": table["id"], "key": key}).filter(mask), file=str(path))
-                judged = pc.invert(pc.is_in(table["criterion"], value_set=pa.array(NOT_JUDGED)))
-                rejected = table.filter(pc.and_(judged, pc.equal(table["state"], "rejected")))
-                for found in pc.value_counts(rejected["criterion"]).to_pylist():
-                    reason = found["values"]
-                    frequency[reason] += found["counts"]
-                    of_reason = rejected.filter(pc.equal(rejected["criterion"], reason))
-                    clips = pa.table({"id": of_reason["id"], "key": of_reason["random"]})
-                    reasons[reason].offer(clips, file=str(path))
-    chosen = {name: _clips(pool) for name, pool in pools.items()}
-    above, below = chosen.pop("above"), chosen.pop("below")
-    half = max((count + 1) // 2, count - len(below))
-    chosen["borderline"] = [*reversed(above[:half]), *below[: max(0, count - len(above[:half]))]]
-    groups = {name: chosen[name] for name in GROUPS}
-    if of_each_reason:
-        most = sorted(frequency, key=lambda reason: (-frequency[reason], reason))[:REASONS]
-        groups |= {f"rejected-{number}": _clips(reasons[reason]) for number, reason in enumerate(most, start=1)}
-    rows_of = rows_of_clips({clip for clips in groups.values() for clip in clips})
-    return {group: [rows_of[clip_id] for _, clip_id in clips] for group, clips in groups.items()}
+    """The ranking rows of the clips of each group: see `Choice.result`."""
+    reader = Choice(count, of_each_reason)
+    read_parts(ranking_files, reader)
+    return reader.result()
 
 
-def _clips(pool: Smallest) -> list[tuple[str, str]]:
+class Choice:
+    """Collects the clips of each group over the ranking tables. Memory does not grow with the number of clips."""
+
+    def __init__(self, count: int, of_each_reason: int = 0):
+        self._count, self._of_each_reason = count, of_each_reason
+        self._pools = {name: BottomK(count) for name in ("best", "worst", "above", "below", "denoised")}
+        self._random = Draw(1, count)
+        self._reasons: dict[str, Draw] = defaultdict(lambda: Draw(1, of_each_reason))
+
+    def columns(self, names: Sequence[str]) -> Iterable[str]:
+        wanted = ["id", "state", "criterion", "closeness", "variant", CHANGED]
+        return [name for name in wanted if name in names]
+
+    def add(self, part: Part) -> None:
+        """Take in clips with a closeness, but no duplicates and none that was removed on request."""
+        ranked = part.has_closeness & ~part.has_state("duplicate") & ~part.has_criterion(REMOVED)
+        for name, (mask, key) in _candidates(part).items():
+            pool, mask = self._pools[name], mask & ranked
+            if pool.last is not None:
+                mask &= key <= pool.last
+            places = np.flatnonzero(mask)
+            if len(places):
+                ids, files = part.table["id"].take(places), part.files(places)
+                pool.offer(pa.table({"id": ids, "key": pa.array(key[places]), "file": files}))
+        self._random.add(part, np.where(ranked, 0, -1), ["id"])
+        rejected = ranked & part.has_state("rejected")
+        for reason in part.criterion.dictionary.to_pylist():
+            if reason not in NOT_JUDGED and np.any(of_reason := rejected & part.has_criterion(reason)):
+                self._reasons[reason].add(part, np.where(of_reason, 0, -1), ["id"])
+
+    def result(self) -> dict[str, list[dict[str, Any]]]:
+        """The ranking rows of the clips of each group, the most telling first; ties by id.
+
+        `count` clips for each of `GROUPS`, then `of_each_reason` for each of the `REASONS` most frequent criteria that
+        rejected scored clips: rejected-1, rejected-2, .... Borderline clips come half from either side of the
+        threshold, or more from one if the other has too few, and are ordered by closeness. Random ones are those whose
+        reversed ids come first, since ids are hashes. Clips that were removed on request are in no group. The order of
+        the files does not matter.
+        """
+        chosen = {name: _clips(pool) for name, pool in self._pools.items()} | {"random": _clips(self._random.pools[0])}
+        above, below = chosen.pop("above"), chosen.pop("below")
+        half = max((self._count + 1) // 2, self._count - len(below))
+        chosen["borderline"] = [*reversed(above[:half]), *below[: max(0, self._count - len(above[:half]))]]
+        groups = {name: chosen[name] for name in GROUPS}
+        if self._of_each_reason:
+            frequency = {reason: int(draw.sizes[0]) for reason, draw in self._reasons.items()}
+            most = sorted(frequency, key=lambda reason: (-frequency[reason], reason))[:REASONS]
+            groups |= {
+                f"rejected-{number}": _clips(self._reasons[reason].pools[0])
+                for number, reason in enumerate(most, start=1)
+            }
+        rows_of = rows_of_clips({clip for clips in groups.values() for clip in clips})
+        return {group: [rows_of[clip_id] for _, clip_id in clips] for group, clips in groups.items()}
+
+
+def _clips(pool: BottomK) -> list[tuple[str, str]]:
     """File and id of the clips of a pool."""
     if pool.rows is None:
         return []
     return list(zip(*(pool.rows[name].to_pylist() for name in ("file", "id")), strict=True))
 
 
-def _ranked(table: pa.Table) -> pa.Table:
-    """Clips with a closeness, without duplicates and without those that are to be heard no more."""
-    gone = pc.or_kleene(pc.equal(table["state"], "duplicate"), pc.equal(table["criterion"], REMOVED))
-    return table.filter(pc.and_not(pc.is_valid(table["closeness"]), pc.fill_null(gone, False)))
-
-
-def _candidates(table: pa.Table) -> dict[str, tuple[pa.ChunkedArray, pa.ChunkedArray]]:
-    """Per pool, of ranked clips: which of them may enter, and the key whose smallest values win."""
-    closeness = pc.cast(table["closeness"], pa.float64())
-    away, ranked = pc.negate(closeness), pc.is_valid(closeness)
+def _candidates(part: Part) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.float64]]]:
+    """Per pool: which clips may enter if they are ranked, and the key whose smallest values win."""
+    closeness, everyone = part.closeness, np.ones(len(part.closeness), bool)
     pools = {
-        "best": (ranked, away),
-        "worst": (ranked, closeness),
-        "above": (pc.equal(table["state"], "accepted"), closeness),
-        "below": (pc.equal(table["criterion"], "closeness"), away),
-        "random": (ranked, table["random"]),
+        "best": (everyone, -closeness),
+        "worst": (everyone, closeness),
+        "above": (part.has_state("accepted"), closeness),
+        "below": (part.has_criterion("closeness"), -closeness),
     }
-    if CHANGED in table.column_names:
-        changed = pc.cast(table[CHANGED], pa.float64())
-        enhanced = pc.equal(table["variant"], "enhanced")
-        pools["denoised"] = (pc.and_(enhanced, pc.is_finite(changed)), pc.negate(changed))
+    if CHANGED in part.table.column_names:
+        changed = part.numbers(CHANGED)
+        enhanced = pc.fill_null(pc.equal(part.table["variant"], "enhanced"), False).to_numpy()
+        pools["denoised"] = (enhanced & np.isfinite(changed), -changed)
     return pools
 
 

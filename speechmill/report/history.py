@@ -6,20 +6,20 @@ The file is appended to and belongs to no rule, so that it outlives the reports.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from speechmill import versions
-from speechmill.compare import FACTS, difference, differing, dotted
-from speechmill.ledger import STATES
-from speechmill.times import utc_now
+from speechmill.ranking.states import STATES
+from speechmill.storage import json_lines
+from speechmill.utils.differences import FACTS, difference, differing, dotted
+from speechmill.utils.times import utc_now
 
 FILE = "history.jsonl"
 DECIDED = ("clips", "hours", "rejected_by", "errored_by", "metrics", "near_duplicates", "failed_batches")
-STAGES = ("ENHANCE", "SCORE", "RANK")  # of `versions`
+STAGES = ("ENHANCE", "SCORE", "DEDUP", "RANK", "RANKING_TABLE")  # of `versions`
 _IDENTIFYING = ("profile", "profile_sha256", "threshold", "source_revision")
 
 
@@ -51,7 +51,7 @@ def previous(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any] | None
     return next((entry for entry in reversed(list(_entries(run_dir))) if _decisions(entry) != current), None)
 
 
-def remember(run_dir: Path, summary: Mapping[str, Any]) -> None:
+def record_report(run_dir: Path, summary: Mapping[str, Any]) -> None:
     """Add a line for this report, unless the last one decided the same. What cannot be written is said, and no error."""
     entry = entry_of(summary)
     last = next(reversed(list(_entries(run_dir))), None)
@@ -60,11 +60,7 @@ def remember(run_dir: Path, summary: Mapping[str, Any]) -> None:
     line = json.dumps({"time": utc_now(), **entry}, ensure_ascii=False, sort_keys=True)
     path = run_dir / "report" / FILE
     try:
-        with open(path, "a+b") as file:
-            torn = file.seek(0, os.SEEK_END) and not _ends_well(file)
-            file.write((b"\n" if torn else b"") + line.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        json_lines.append(path, line, fsync=True)
     except OSError as error:
         print(f"{path} could not be written, the next report has nothing to compare with: {error}", file=sys.stderr)
 
@@ -108,24 +104,18 @@ def _entries(run_dir: Path) -> Iterator[dict[str, Any]]:
     """The lines that can be read, oldest first."""
     path = run_dir / "report" / FILE
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = json_lines.read(path)
     except FileNotFoundError:
         return
     except OSError as error:
         print(f"{path} cannot be read, there is nothing to compare with: {error}", file=sys.stderr)
         return
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):  # torn by a power cut
-            continue
-        if _is_entry(entry):
-            yield entry
+    yield from filter(_is_entry, lines)
 
 
-def _is_entry(entry: Any) -> bool:
+def _is_entry(entry: dict[str, Any]) -> bool:
     """Whether a line has all that a comparison reads."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("time"), str):
+    if not isinstance(entry.get("time"), str):
         return False
     parts = ("clips", "hours", "rejected_by", "errored_by", "metrics", "versions", "config")
     if not all(isinstance(entry.get(name), dict) for name in parts):
@@ -134,8 +124,3 @@ def _is_entry(entry: Any) -> bool:
     counts += [value for name in ("hours", "rejected_by", "errored_by") for value in entry[name].values()]
     medians = [value for value in entry["metrics"].values() if value is not None]
     return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in counts + medians)
-
-
-def _ends_well(file: Any) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return bool(file.read(1) == b"\n")

@@ -12,7 +12,6 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,20 +21,23 @@ import yaml
 from markupsafe import Markup, escape
 
 from speechmill import __version__
-from speechmill.files import write_json, write_text
 from speechmill.metrics import INPUT_PREFIX, Metric, all_metrics
 from speechmill.ranking.advice import SATURATED
 from speechmill.ranking.profile import FrozenProfile
-from speechmill.report.audit_sample import audit_sheet, choose_audit
-from speechmill.report.examples import Example, choose, data_uri, headings, load_examples
+from speechmill.report.audit_sample import AuditEdges, audit_sheet, choose_audit
+from speechmill.report.examples import Choice, Example, data_uri, headings, load_examples
 from speechmill.report.history import compare_with_previous, previous
+from speechmill.report.parts import OfFiles, read_parts
 from speechmill.report.plot_files import write_plots
 from speechmill.report.plots import closeness_chart, metric_charts, number
+from speechmill.report.pulled_down import PulledDown, most_distant
 from speechmill.report.spectrogram import level_scale
-from speechmill.report.summary import Overview, funnel, merge_ranking, overview, summarize
-from speechmill.report.whatif import whatif
-from speechmill.shards import RANKING
-from speechmill.text import plain
+from speechmill.report.summary import Overview, OverviewReader, funnel, merge_ranking, summarize
+from speechmill.report.whatif import WhatIf
+from speechmill.storage.files import write_json, write_text
+from speechmill.tables.schemas import RANKING
+from speechmill.utils.text import plain
+from speechmill.utils.threads import BackgroundWriter
 
 AUDIT = "audit"  # the group of clips that are judged blind, beside those to listen to
 PREVIOUS = {  # groups of the comparison with the previous report
@@ -49,6 +51,7 @@ PREVIOUS = {  # groups of the comparison with the previous report
 SCRIPTS = ("players.js", "whatif.js", "audit.js")
 MAX_FILES = 20  # source files that are listed
 MAX_REASONS = 40
+MAX_PULLED = 6  # criteria
 CARD_METRICS = 6  # values on a clip's card; the others unfold
 WIDE, NARROW = 10.5, 3.6  # inches of the closeness chart on a desk and on a phone
 CORRELATED = 0.8
@@ -83,24 +86,25 @@ def make_report(
         LedgerError: the states of a batch or of the run do not balance.
         SpeechmillError: a ranked clip is not in its enhanced shard.
     """
-    with ThreadPoolExecutor(1) as other:  # on a core of its own, where there is one
-        merged = other.submit(merge_ranking, ranking_files, ranking)
-        options = other.submit(whatif, ranking_files, profile)
-        found = overview(ranking_files, failed)
-        content = summarize(found, profile, source, config, versions, skipped, timing)
-        on_disk = {path.stem for path in enhanced_files}  # of a published run that keeps none, maybe no batch
-        heard = [path for path in ranking_files if path.stem in on_disk]
-        settings = config["report"]
-        audited = choose_audit(heard, settings["audit"])
-        groups = choose(heard, settings["examples"], settings["rejected_examples"])
-        groups |= {AUDIT: [one["row"] for one in audited]}
-        examples = load_examples(groups, enhanced_files, only_audio=[AUDIT])
-        sheet = audit_sheet(audited, examples.pop(AUDIT), content)
-        before = previous(summary.parents[1], content)
-        about = (content, found, examples, profile, advice, source, config)
-        write_report(page, *about, options=options.result(), sheet=sheet, before=before)
-        write_plots(plots, found, profile, all_metrics())
-        merged.result()
+    settings = config["report"]
+    on_disk = {path.stem for path in enhanced_files}  # of a published run that keeps none, maybe no batch
+    heard = [path for path in ranking_files if path.stem in on_disk]
+    counted, options, pulled = OverviewReader(), WhatIf(profile), PulledDown()
+    chosen, edges = Choice(settings["examples"], settings["rejected_examples"]), AuditEdges()
+    with BackgroundWriter() as background:
+        background.call(merge_ranking, ranking_files, ranking)
+        read_parts(ranking_files, counted, options, pulled, OfFiles(heard, chosen), OfFiles(heard, edges))
+    found = counted.result(failed)
+    content = summarize(found, profile, source, config, versions, skipped, timing)
+    content["rejected_by_closeness"] = dict(pulled.clips.most_common())
+    audited = choose_audit(heard, settings["audit"], edges)
+    groups = chosen.result() | {AUDIT: [one["row"] for one in audited]}
+    examples = load_examples(groups, enhanced_files, only_audio=[AUDIT])
+    sheet = audit_sheet(audited, examples.pop(AUDIT), content)
+    before = previous(summary.parents[1], content)
+    about = (content, found, examples, profile, advice, source, config)
+    write_report(page, *about, options=options.result(), sheet=sheet, before=before)
+    write_plots(plots, found, profile, all_metrics())
     write_json(summary, content)
     return content
 
@@ -157,6 +161,7 @@ def write_report(
         summary=summary,
         steps=funnel(found),
         reasons=_reasons(found)[:MAX_REASONS],
+        pulled_down=_pulled_down(summary),
         closeness=closeness_chart(found, profile.threshold, WIDE),
         closeness_narrow=closeness_chart(found, profile.threshold, NARROW),
         ranked=ranked_clips,
@@ -176,7 +181,7 @@ def write_report(
         version=__version__,
         input_prefix=INPUT_PREFIX,
         saturated=SATURATED,
-        whatif=_what_is_now(options, found, config, run) if options and ranked_clips else None,
+        whatif=_whatif_data(options, found, config, run) if options and ranked_clips else None,
         audit=sheet if sheet and sheet["clips"] else None,
         command=f"speechmill audit {shlex.quote(run)}",
         audible=any(examples.values()),
@@ -188,7 +193,7 @@ def write_report(
     write_text(out, html)
 
 
-def _what_is_now(options: Mapping[str, Any], found: Overview, config: Mapping[str, Any], run: str) -> dict[str, Any]:
+def _whatif_data(options: Mapping[str, Any], found: Overview, config: Mapping[str, Any], run: str) -> dict[str, Any]:
     """The sliders' data with what is true now, and what the settings and the command are called."""
     ranked_by = config.get("rank", {})
     weights = ranked_by.get("weights")
@@ -257,13 +262,27 @@ def _reasons(found: Overview) -> list[dict[str, Any]]:
     return rows
 
 
+def _pulled_down(summary: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    """Criterion, clips that it keeps furthest from the ideal, and all clips that closeness rejects; most first."""
+    counts: Mapping[str, int] = summary.get("rejected_by_closeness") or {}
+    total = sum(counts.values())
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [(name, count, total) for name, count in ordered[:MAX_PULLED]]
+
+
 def _criteria(profile: FrozenProfile, advice: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The profile's criteria, heaviest group first, with the weights that the corpus itself would give them."""
     heaviest = {c.group: sum(o.weight for o in profile.criteria if o.group == c.group) for c in profile.criteria}
     ordered = sorted(profile.criteria, key=lambda c: (-heaviest[c.group], c.group, -c.weight, c.metric))
     nothing = dict.fromkeys(("entropy", "critic", "at_low", "at_high"))
+    shares = profile.distance_shares
     return [
-        {"criterion": criterion, **nothing, **advice.get("criteria", {}).get(criterion.metric, {})}
+        {
+            "criterion": criterion,
+            "distance": shares[criterion.metric],
+            **nothing,
+            **advice.get("criteria", {}).get(criterion.metric, {}),
+        }
         for criterion in ordered
     ]
 
@@ -283,6 +302,7 @@ def _cards(examples: Mapping[str, Sequence[Example]], found: Overview, profile: 
     """The groups of clips to listen to. A clip that is in several of them is played in the first."""
     heavy = sorted(profile.criteria, key=lambda criterion: (-criterion.weight, criterion.metric))
     shown = [criterion.metric for criterion in heavy[:CARD_METRICS]]
+    criteria = [criterion.metric for criterion in profile.criteria]
     played: dict[str, tuple[str, str]] = {}  # clip -> where it plays: anchor, title of the group
     titles = headings({name: [example.row for example in members] for name, members in examples.items()}, found)
     groups = []
@@ -297,6 +317,7 @@ def _cards(examples: Mapping[str, Sequence[Example]], found: Overview, profile: 
                     "example": example,
                     "row": row,
                     "anchor": f"{name}-{len(cards) + 1}",
+                    "most_distant": most_distant(row, criteria),
                     "played": played.get(row["id"]),
                     "lang": row["language"] if _LANGUAGE.fullmatch(row["language"] or "") else None,
                     "values": [(key, row.get(key)) for key in shown],

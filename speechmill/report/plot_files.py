@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speechmill.errors import SpeechmillError
-from speechmill.files import atomic_directory
 from speechmill.metrics import Metric
 from speechmill.ranking.profile import FrozenProfile
 from speechmill.report.plots import (
@@ -29,6 +28,7 @@ from speechmill.report.plots import (
     svg,
 )
 from speechmill.report.summary import Overview, funnel
+from speechmill.storage.files import atomic_directory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ WIDE, NARROW = (6.9, 3.0), (4.6, 3.0)  # inches: two columns of a paper, and a l
 LEGEND_COLUMNS = {WIDE: 4, NARROW: 2}
 # Text stays text, to be searched and edited. Where the font is missing, the next one is as wide.
 FONTS = "'DejaVu Sans', Verdana, Arial, sans-serif"
-LOST = {"errored": INK, "rejected": VERMILION, "duplicate": ORANGE}
+STATE_COLOURS = {"errored": INK, "rejected": VERMILION, "duplicate": ORANGE}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
@@ -90,7 +90,9 @@ def draw_funnel(axes: Axes, found: Overview) -> Handles:
     left = [found.clips["input"], *(step.left for step in steps)]
     handles["left"] = axes.barh(rows, left, height=0.7, color=BLUE, linewidth=0)
     for row, step in enumerate(steps, start=1):
-        handles[step.state] = axes.barh(row, step.lost, left=step.left, height=0.7, color=LOST[step.state], linewidth=0)
+        handles[step.state] = axes.barh(
+            row, step.lost, left=step.left, height=0.7, color=STATE_COLOURS[step.state], linewidth=0
+        )
     texts = [f"{left[0]:,}", *(f"{f'−{step.lost:,}, ' if step.lost else ''}{step.left:,} left" for step in steps)]
     for row, text in enumerate(texts):
         axes.annotate(text, (1.02, row), xycoords=("axes fraction", "data"), va="center")

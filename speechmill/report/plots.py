@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import matplotlib
 import numpy as np
 
 from speechmill.metrics import INPUT_PREFIX, Metric
 from speechmill.ranking.profile import Criterion, FrozenProfile, Gate
-from speechmill.report.summary import Distribution, Overview
+from speechmill.report.summary import Overview
+from speechmill.utils.statistics import Distribution
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ INK, GREY, LINE = "#1b2430", "#55606e", "#c3cad3"
 BINS = 40
 CLOSENESS_BINS = 50
 SHOWN = (0.005, 0.995)  # quantiles between which a histogram shows every value where it is
-FATES = (
+OUTCOMES = (
     ("accepted", "accepted", GREEN),
     ("closeness", "below the threshold", VERMILION),
     ("gate", "failed a gate, or kept out", GREY),
@@ -71,6 +71,7 @@ class Chart:
 @contextmanager
 def new_figure(width: float, height: float, dpi: int = 72) -> Iterator[Figure]:
     """A figure of so many inches, apart from pyplot's global state and from anybody's own style file."""
+    import matplotlib  # here: what draws nothing does not wait for it
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context():
@@ -125,7 +126,7 @@ def draw_closeness(axes: Axes, found: Overview, threshold: float) -> Handles:
     edges = np.linspace(0, 1, CLOSENESS_BINS + 1)
     below = np.zeros(CLOSENESS_BINS)
     handles: Handles = {}
-    for name, label, colour in FATES:
+    for name, label, colour in OUTCOMES:
         above = below + binned(found.closeness[name], edges)
         handles[label] = axes.stairs(above, edges, baseline=below, fill=True, color=colour, linewidth=0)
         below = above
@@ -141,7 +142,7 @@ def closeness_chart(found: Overview, threshold: float, width: float) -> Chart:
     with new_figure(width, 2.6) as figure:
         draw_closeness(figure.add_subplot(), found, threshold)
         image = page_svg(figure)
-    counts = ", ".join(f"{found.closeness[name].count} {label}" for name, label, _ in FATES)
+    counts = ", ".join(f"{found.closeness[name].count} {label}" for name, label, _ in OUTCOMES)
     return Chart("Closeness", image, f"Histogram of closeness with the threshold at {number(threshold)}: {counts}.")
 
 

@@ -7,8 +7,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import matplotlib
-import matplotlib.colors
 import numpy as np
 
 from speechmill.report.plots import BLUE, GREY, Chart, new_figure, page_svg
@@ -144,11 +142,13 @@ def _draw_spectrogram(axes: Axes, spectrogram: Spectrogram, loudest: float) -> N
 
 def _palette() -> Image:
     """The colours of a picture and of its axes: a third of the bytes of full colour."""
+    import matplotlib
+    from matplotlib.colors import to_rgb
     from PIL import Image
 
     colours = matplotlib.colormaps[COLOUR_MAP](np.linspace(0, 1, PNG_COLOURS))[:, :3]
     shades = [
-        1 - np.linspace(0, 1, number)[:, None] * (1 - np.array(matplotlib.colors.to_rgb(ink)))
+        1 - np.linspace(0, 1, number)[:, None] * (1 - np.array(to_rgb(ink)))
         for ink, number in ((GREY, PNG_GREYS), (BLUE, PNG_BLUES))
     ]
     palette = Image.new("P", (1, 1))

@@ -9,20 +9,18 @@ difference alone. Where a band has no more clips than are taken of it, it is exa
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from speechmill.ranking.profile import FrozenProfile
 from speechmill.ranking.topsis import scale_all
-from speechmill.report.smallest import Smallest
+from speechmill.report.parts import Draw, Part, read_parts
 
-READ_ROWS = 65_536
 STEPS = 200  # thresholds that the histogram tells apart
 BANDS = 20  # of closeness, equally wide
 PER_BAND = 400  # clips
@@ -31,62 +29,72 @@ GRID = np.arange(STEPS + 1) / STEPS
 
 
 def whatif(ranking_files: Sequence[Path], profile: FrozenProfile) -> dict[str, Any]:
-    """What the page's script needs, ready for JSON.
-
-    Returns `threshold, min_coverage, profile`; `groups` [{name, weight}] and `criteria` [{group, share}], the
-    share within the group; `fixed`, groups whose weight is 0, so that the shares within are not known; `clips` and `seconds` [201]: of closeness k/200 up to the next step; `bands` [{clips,
-    sampled}] and the sample in their order: `scaled` (uint16, clip by clip, criteria inside) and `sample_seconds`
-    (float32), base64 of little-endian bytes. The sample is that of the smallest reversed ids of each band: the same
-    whatever the order or number of files.
-    """
-    whole = {c.group: sum(o.weight for o in profile.criteria if o.group == c.group) for c in profile.criteria}
-    moving = {group for group, weight in whole.items() if weight > 0}
-    criteria = tuple(criterion for criterion in profile.criteria if criterion.group in moving)
-    metrics = [criterion.metric for criterion in criteria]
-    columns = list(dict.fromkeys(["id", "state", "criterion", "closeness", "duration", *metrics]))
-    clips, seconds = np.zeros(STEPS + 1, np.int64), np.zeros(STEPS + 1)
-    sizes = np.zeros(BANDS, np.int64)
-    bands = [Smallest(PER_BAND) for _ in range(BANDS)]
-    for path in ranking_files:
-        with pq.ParquetFile(path) as file:
-            for part in file.iter_batches(batch_size=READ_ROWS, columns=columns):
-                table = _judged(pa.Table.from_batches([part]))
-                closeness = table["closeness"].to_numpy()
-                duration = np.nan_to_num(pc.cast(table["duration"], pa.float64()).to_numpy())
-                step = np.searchsorted(GRID, closeness, side="right") - 1
-                clips += np.bincount(step, minlength=STEPS + 1)
-                seconds += np.bincount(step, duration, STEPS + 1)
-                which = np.minimum(step * BANDS // STEPS, BANDS - 1)
-                table = table.append_column("key", pc.utf8_reverse(table["id"]))
-                for number in np.unique(which):
-                    bands[number].offer(table.filter(pa.array(which == number)))
-                sizes += np.bincount(which, minlength=BANDS)
-    sample = pa.concat_tables([band.rows for band in bands if band.rows is not None] or [pa.table({})])
-    values = {name: _floats(sample[name]) for name in metrics} if len(sample) else {}
-    scaled = scale_all(values, criteria, len(sample)) if values else np.empty((0, len(metrics)))
-    return {
-        "profile": profile.name,
-        "threshold": profile.threshold,
-        "min_coverage": profile.min_coverage,
-        "groups": [{"name": name, "weight": whole[name]} for name in sorted(moving, key=lambda g: (-whole[g], g))],
-        "fixed": sorted(whole.keys() - moving),
-        "criteria": [{"group": c.group, "share": c.weight / whole[c.group]} for c in criteria],
-        "clips": clips.tolist(),
-        "seconds": np.round(seconds, 3).tolist(),
-        "bands": [
-            {"clips": size, "sampled": 0 if band.rows is None else len(band.rows)}
-            for size, band in zip(sizes.tolist(), bands, strict=True)
-        ],
-        "scaled": _packed(np.where(np.isnan(scaled), MISSING, np.rint(scaled * (MISSING - 1))), "<u2"),
-        "sample_seconds": _packed(np.nan_to_num(_floats(sample["duration"])) if len(sample) else np.empty(0), "<f4"),
-    }
+    """What the page's script needs, ready for JSON: see `WhatIf.result`."""
+    reader = WhatIf(profile)
+    read_parts(ranking_files, reader)
+    return reader.result()
 
 
-def _judged(table: pa.Table) -> pa.Table:
-    """The clips whose closeness decided."""
-    accepted = pc.equal(table["state"], "accepted")
-    below = pc.fill_null(pc.equal(table["criterion"], "closeness"), False)
-    return table.filter(pc.and_(pc.or_(accepted, below), pc.is_valid(table["closeness"])))
+class WhatIf:
+    """Collects the histogram of closeness and the sample of clips over the ranking tables."""
+
+    def __init__(self, profile: FrozenProfile):
+        self._profile = profile
+        self._whole = {c.group: sum(o.weight for o in profile.criteria if o.group == c.group) for c in profile.criteria}
+        self._moving = {group for group, weight in self._whole.items() if weight > 0}
+        self._criteria = tuple(criterion for criterion in profile.criteria if criterion.group in self._moving)
+        self._metrics = [criterion.metric for criterion in self._criteria]
+        self._clips, self._seconds = np.zeros(STEPS + 1, np.int64), np.zeros(STEPS + 1)
+        self._bands = Draw(BANDS, PER_BAND)
+
+    def columns(self, names: Sequence[str]) -> Iterable[str]:
+        return ["id", "state", "criterion", "closeness", "duration", *self._metrics]
+
+    def add(self, part: Part) -> None:
+        """Count the clips whose closeness decided, and draw from them."""
+        judged = (part.has_state("accepted") | part.has_criterion("closeness")) & part.has_closeness
+        step = np.searchsorted(GRID, part.closeness[judged], side="right") - 1
+        self._clips += np.bincount(step, minlength=STEPS + 1)
+        self._seconds += np.bincount(step, np.nan_to_num(part.numbers("duration")[judged]), STEPS + 1)
+        band = np.full(len(judged), -1)
+        band[judged] = np.minimum(step * BANDS // STEPS, BANDS - 1)
+        self._bands.add(part, band, list(dict.fromkeys(["id", "duration", *self._metrics])))
+
+    def result(self) -> dict[str, Any]:
+        """What the page's script needs, ready for JSON.
+
+        Returns `threshold, min_coverage, profile`; `groups` [{name, weight}] and `criteria` [{group, share}], the
+        share within the group; `fixed`, groups whose weight is 0, so that the shares within are not known; `clips` and
+        `seconds` [201]: of closeness k/200 up to the next step; `bands` [{clips, sampled}] and the sample in their
+        order: `scaled` (uint16, clip by clip, criteria inside) and `sample_seconds` (float32), base64 of little-endian
+        bytes. The sample is that of the smallest reversed ids of each band: the same whatever the order or number of
+        files.
+        """
+        profile, whole = self._profile, self._whole
+        bands = self._bands.pools
+        sample = pa.concat_tables([band.rows for band in bands if band.rows is not None] or [pa.table({})])
+        values = {name: _floats(sample[name]) for name in self._metrics} if len(sample) else {}
+        scaled = scale_all(values, self._criteria, len(sample)) if values else np.empty((0, len(self._metrics)))
+        return {
+            "profile": profile.name,
+            "threshold": profile.threshold,
+            "min_coverage": profile.min_coverage,
+            "groups": [
+                {"name": name, "weight": whole[name]} for name in sorted(self._moving, key=lambda g: (-whole[g], g))
+            ],
+            "fixed": sorted(whole.keys() - self._moving),
+            "criteria": [{"group": c.group, "share": c.weight / whole[c.group]} for c in self._criteria],
+            "clips": self._clips.tolist(),
+            "seconds": np.round(self._seconds, 3).tolist(),
+            "bands": [
+                {"clips": size, "sampled": 0 if band.rows is None else len(band.rows)}
+                for size, band in zip(self._bands.sizes.tolist(), bands, strict=True)
+            ],
+            "scaled": _packed(np.where(np.isnan(scaled), MISSING, np.rint(scaled * (MISSING - 1))), "<u2"),
+            "sample_seconds": _packed(
+                np.nan_to_num(_floats(sample["duration"])) if len(sample) else np.empty(0), "<f4"
+            ),
+        }
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:

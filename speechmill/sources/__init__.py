@@ -1,8 +1,8 @@
-"""Where clips come from: one adapter per kind, behind one interface.
+"""Sources: where clips come from, one adapter per kind; knows no metric, ranking or publish target.
 
-An adapter lists a source's files at a pinned revision, cuts them into batches, and reads the clips of a batch with
-their metadata. To add a kind, write a class with the methods of `Source` and name it in `KINDS` and in
-config/schema.yaml (docs/datasets.md).
+An adapter lists the files of a source at a pinned revision, cuts them into batches, and reads the clips of a batch
+with their metadata. To add a kind, write a class with the methods of `Source`. Name it in `KINDS` and in
+config/schema.yaml (CONTRIBUTING.md).
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from speechmill import bucket
-from speechmill.errors import ClipError, ConfigError
-from speechmill.files import sha256_file
+from speechmill.errors import ConfigError
+from speechmill.sources.boundary import Clip, read_file
+from speechmill.storage import s3
+from speechmill.storage.files import sha256_file
 
-# kind -> (module, class): a kind's libraries are imported only where it is used.
+# kind -> (module, class). The module is imported only where the kind is used, because it may need extra libraries.
 KINDS = {
     "folder": ("folder", "FolderSource"),
     "parquet": ("parquet", "ParquetSource"),
@@ -33,16 +34,23 @@ KINDS = {
     "lhotse_shar": ("lhotse_shar", "LhotseSharSource"),
 }
 
-GLANCE_SECONDS = 20.0  # that a look at a source may take, for an estimate
-GLANCE_HEADERS = 200  # that it reads
+__all__ = ["BatchPlan", "Clip", "Listing", "Source", "SourceFile", "batch_id", "open_source", "slug"]
+
+QUICK_LOOK_SECONDS = 20.0  # time limit of `Source.quick_look`
+QUICK_LOOK_HEADERS = 200  # audio headers that it reads at most
 
 
 @dataclass(frozen=True)
 class SourceFile:
     """One file of a source.
 
-    path: below the source's root, with forward slashes. size: bytes. sha256 of its content, in hex; empty where the
-    Hub knows `git_sha1` alone (of small files). rows: of a Parquet file. split: of its clips, where the file says it.
+    Attributes:
+        path: relative to the root of the source, with forward slashes.
+        size: in bytes.
+        sha256: of the content, in hex. Empty for small files of the Hub, which have only `git_sha1`.
+        git_sha1: the hash that git gives to the content (blob id), in hex.
+        rows: number of rows, for Parquet files.
+        split: split of the clips, if the name of the file or the repository says it.
     """
 
     path: str
@@ -58,15 +66,19 @@ class SourceFile:
 
     @property
     def key(self) -> str:
-        """A name for the fetched file, [A-Za-z0-9_-]: readable, unique, and another one for another content."""
+        """Name of the fetched file, [A-Za-z0-9_-]: readable, unique, and different if the content changes."""
         return f"{slug(self.path)}-{hashlib.sha256(f'{self.path}|{self.digest}'.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds: its files, notes for a person (what was passed over), and the commit of a repository.
+    """The content of a source.
 
-    tables: files that say which clips there are. They are fetched while listing, and kept.
+    Attributes:
+        files: files with audio.
+        notes: messages for the user, such as which files were skipped.
+        commit: of a repository.
+        tables: files that list the clips. They are fetched while listing, and kept.
     """
 
     files: list[SourceFile]
@@ -77,10 +89,11 @@ class Listing:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """One batch: its id ([A-Za-z0-9_-], at most 64), the source file it is cut from, and its clips.
+    """One batch: its id ([A-Za-z0-9_-], at most 64 characters), the source file that it is cut from, and its clips.
 
-    Either `clips` lists them (MANIFEST schema without `id`, `source`), or they are a range of the file's rows, known
-    when it is read: from `first_row`, `rows` of them (None: all there are, not known before).
+    Either `clips` lists the clips (MANIFEST schema without `id` and `source`). Or the clips are a range of rows of the
+    source file, and become known when the file is read: `rows` rows from `first_row`. If `rows` is None, the clips
+    are all that the file contains, and their number is not known in advance.
     """
 
     batch: str
@@ -91,14 +104,12 @@ class BatchPlan:
     split: str | None = None
 
 
-Clip = tuple[dict[str, Any], bytes | Path | ClipError]  # a row of MANIFEST without id and source, and its audio
-
-
 class Source:
-    """A corpus on disk or on a hub. A kind overrides `fingerprint`, `list_files`, `plan` and `read`.
+    """A corpus on disk or on a hub. A kind overrides `fingerprint`, `list_files`, `plan` and `clips`.
 
-    `fetched`: its files are downloaded one by one (rule fetch) and deleted after their last batch.
-    `reads_headers`: a clip's duration is read from its header while the manifest is made.
+    Attributes:
+        fetched: the files are downloaded one by one (rule fetch) and deleted after their last batch.
+        reads_headers: the duration of a clip is read from its header while the manifest is made.
     """
 
     fetched = False
@@ -112,88 +123,114 @@ class Source:
         self.work = Path(config["outdir"]) / config["dataset"]
 
     def check_access(self) -> None:
-        """Whether this machine may read the source; nothing to check where it is on disk.
+        """Check that this machine may read the source. For a source on disk, there is nothing to check.
 
         Raises:
-            SourceError: says what to do.
+            SourceError: the source cannot be accessed; the message says what to do.
         """
 
     def pin(self, revision: str) -> None:
-        """Read this revision, as `fingerprint` gave it, whatever the source has become; does nothing on disk."""
+        """Read this revision, as returned by `fingerprint`, even if the source has changed. No effect on disk."""
 
     def fingerprint(self) -> str:
-        """A digest of names, sizes and times (of a repository: its commit) that changes when the source does.
+        """A value that changes when the source changes: a digest of names, sizes and times, or a commit.
 
         Raises:
-            SourceError: it cannot be found out.
+            SourceError: the files cannot be listed, or the repository does not answer.
         """
         raise NotImplementedError
 
     def metadata_sha256(self) -> str | None:
-        """Checksum of the file of metadata, where there is one."""
+        """SHA-256 of the metadata file in hex; None without a metadata file."""
         return sha256_file(self.section["metadata"]) if self.section["metadata"] else None
 
     def list_files(self) -> Listing:
         """All files with their checksums.
 
         Raises:
-            SourceError: the source cannot be read or holds nothing.
+            SourceError: the source cannot be read or is empty.
         """
         raise NotImplementedError
 
-    def glance(self, longest: float) -> tuple[int, float, int] | None:
-        """Clips, about how many seconds they are, and how many headers say so, within `GLANCE_SECONDS` or so.
+    def quick_look(self, longest: float) -> tuple[int, float, int] | None:
+        """Estimate the size of the source from a few audio headers, within about `QUICK_LOOK_SECONDS`.
 
-        None: it takes longer, or this kind has no way to. Damaged clips and those of more than `longest` seconds, which
-        are not decoded, count with no seconds.
+        Args:
+            longest: seconds above which a clip is not decoded. Longer clips and damaged ones count as 0 seconds.
+
+        Returns:
+            Number of clips, estimated total seconds, number of headers read. None if it takes too long, or if this
+            kind of source has no quick way.
         """
         return None
 
     def plan(self, listing: Listing, batch_size: int, previous: list[BatchPlan]) -> Iterator[BatchPlan]:
-        """Cut the clips into batches, in a stable order. `previous` are the batches of an earlier, smaller state.
+        """Cut the clips into batches, in a stable order.
 
-        An unchanged part of the source gives the same batches again, whatever was added elsewhere.
+        An unchanged part of the source gives the same batches again, even if files were added elsewhere.
+
+        Args:
+            listing: from `list_files`. Notes for the user are appended to it.
+            batch_size: clips per batch.
+            previous: batches of the last manifest.
         """
         raise NotImplementedError
 
     def fetch(self, file: SourceFile, target: Path) -> None:
-        """Download a file of the pinned revision, going on with what an interrupted call left, and verify it.
+        """Download a file of the pinned revision and verify it. An interrupted download is resumed.
 
         Raises:
-            SourceError: it may not be read, nobody answers, or what came is not what was listed.
+            SourceError: access is denied, the server does not answer, or the content differs from the listing.
+        """
+        raise NotImplementedError
+
+    def clips(self, plan: BatchPlan, file: Path | None, passed_over: Counter[str]) -> Iterator[Clip]:
+        """Yield every clip of a batch once. If the batch lists its clips, they may come in another order.
+
+        What a row contains is read in `boundary.read_row`, so that an exception becomes the row's error.
+
+        Args:
+            plan: the batch.
+            file: the fetched source file of the batch; None for a source on disk.
+            passed_over: receives the number of skipped items (which belong to no clip), by description.
         """
         raise NotImplementedError
 
     def read(self, plan: BatchPlan, file: Path | None, passed_over: Counter[str]) -> Iterator[Clip]:
-        """The clips of a batch, each once: of a listed one its rows, though perhaps in another order.
+        """Yield the `clips` of a batch. A row with a value that cannot be stored comes with a ClipError.
 
-        `file` is where the batch's source file was fetched to. What belongs to no clip is counted in `passed_over`
-        by its description.
+        Raises:
+            SourceError: the file of the batch cannot be read, or all of its rows fail alike.
         """
-        raise NotImplementedError
+        return read_file(plan.source_file or plan.batch, self.clips(plan, file, passed_over))
 
 
 def open_source(config: dict[str, Any]) -> Source:
-    """The adapter for the `source` section of a validated configuration."""
+    """The adapter for the `source` section of a validated configuration.
+
+    Raises:
+        ConfigError: the kind is unknown, or cannot be read from a bucket.
+    """
     section = config["source"]
     if section["kind"] not in KINDS:
         raise ConfigError(f"source.kind {section['kind']!r} is not one of {', '.join(KINDS)}")
     module, name = KINDS[section["kind"]]
-    if bucket.is_url(section["path"]):
+    if s3.is_url(section["path"]):
         if section["kind"] != "folder":
             raise ConfigError(
-                f"source.path {section['path']}: of a bucket only folders of audio files are read, not {section['kind']}"
+                f"source.path {section['path']}: source.kind {section['kind']} cannot be read from a bucket; "
+                "copy the source to a disk, or set source.kind folder"
             )
         module, name = "bucket_folder", "BucketFolderSource"
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)(config)
 
 
 def slug(path: str) -> str:
-    """A short readable name, [A-Za-z0-9_-], of a path's last part without its suffixes."""
+    """A short readable name, [A-Za-z0-9_-], at most 32 characters, from a file name without its suffixes."""
     stem = PurePosixPath(path).name.split(".", 1)[0]
     return re.sub(r"[^A-Za-z0-9_-]+", "-", stem)[:32].strip("-") or "file"
 
 
 def batch_id(path: str, number: int) -> str:
-    """A readable, safe and unique name of a batch: the file's name, a hash of its path, the number of the range."""
+    """Id of a batch, [A-Za-z0-9_-]: name of the source file, hash of its path, number of the range in the file."""
     return f"{slug(path)}-{hashlib.sha256(path.encode()).hexdigest()[:6]}-{number:03d}"

@@ -1,4 +1,4 @@
-"""Checksums of many files, in threads, with a cache keyed by size and modification time."""
+"""SHA-256 of many files: computed in threads, and cached by path, size and modification time."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from speechmill.errors import SourceError
-from speechmill.files import sha256_file
-from speechmill.shards import write_table
 from speechmill.sources import SourceFile
+from speechmill.storage.files import sha256_file
+from speechmill.tables.parquet_io import write_table
 
 THREADS = 8
-CACHE = ".checksums.parquet"  # in the folder of a run
+CACHE = ".checksums.parquet"  # in the run's folder
 
 
 def checksum_files(root: Path, paths: list[str], cache: Path) -> list[SourceFile]:
-    """Size and SHA-256 of every file, in the order of `paths` (relative to `root`).
+    """Size and SHA-256 of every file, in the order of `paths` (relative to `root`). `cache` is read and rewritten.
 
     Raises:
-        SourceError: a file cannot be read; the message lists all such files (at most ten by name).
+        SourceError: files cannot be read; the message names the first ten.
     """
     known: dict[str, tuple[int, int, str]] = {}
     if cache.is_file():
@@ -31,7 +31,7 @@ def checksum_files(root: Path, paths: list[str], cache: Path) -> list[SourceFile
             rows = zip(table["path"], table["size"], table["mtime_ns"], table["sha256"], strict=True)
             known = {path: (size, mtime, sha256) for path, size, mtime, sha256 in rows}
         except (pa.ArrowException, KeyError, OSError):
-            known = {}  # only a cache
+            known = {}  # a damaged cache only costs time
 
     def one(path: str) -> tuple[str, int, int, str] | OSError:
         try:

@@ -1,21 +1,26 @@
-"""How a corpus's own columns become ours: text, language, speaker_id, source_id, source_split, license, extra."""
+"""Map the columns of a corpus to those of the manifest: text, language, speaker_id, source_id, source_split, license.
+
+All other columns of the corpus become one JSON object, `extra`.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from typing import Any
 
 import pyarrow as pa
 
-from speechmill.shards import MANIFEST
-from speechmill.text import plain
+from speechmill.errors import ClipError
+from speechmill.sources.text_files import UTF8, decode_text
+from speechmill.tables.schemas import MANIFEST
+from speechmill.utils.text import plain
 
-# What a source says of a clip; who it is (id, source) is added by the manifest or the enhance job.
+# The columns that a source fills. The manifest or the enhance job adds `id` and `source`.
 CLIP = pa.schema([field for field in MANIFEST if field.name not in ("id", "source")])
-OURS = ("text", "language", "speaker_id", "source_id", "source_split", "license")
+MAPPED_COLUMNS = ("text", "language", "speaker_id", "source_id", "source_split", "license")
 
 # Column names that corpora use, most specific first.
 GUESSES: dict[str, tuple[str, ...]] = {
@@ -27,28 +32,40 @@ GUESSES: dict[str, tuple[str, ...]] = {
     "license": ("license", "licence"),
 }
 
-# What corpora call what they say of the speaker; among their other columns these stay where they are, in `extra`.
-STATED: dict[str, tuple[str, ...]] = {"gender": ("gender", "sex"), "age": ("age", "age_group")}
-STATED_LENGTH = 40  # characters
+# Column names that corpora use for attributes of the speaker. These columns stay in `extra`.
+SPEAKER_ATTRIBUTES: dict[str, tuple[str, ...]] = {"gender": ("gender", "sex"), "age": ("age", "age_group")}
+SPEAKER_ATTRIBUTE_LENGTH = 40  # characters
+NESTED = 32  # levels of a value in `extra`
+BOM = "\ufeff"  # at the start of a text: left there by what joined files
 
 
 def map_columns(available: Iterable[str], configured: dict[str, str]) -> dict[str, str]:
-    """Which of the corpus's columns holds each of ours: as configured, else by the usual names."""
+    """Manifest column -> column of the corpus: as configured (`source.columns`), else by the usual names."""
     available = list(available)
     mapping = {}
-    for ours in OURS:
-        if ours in configured:
-            mapping[ours] = configured[ours]
+    for column in MAPPED_COLUMNS:
+        if column in configured:
+            mapping[column] = configured[column]
         else:
-            guess = next((name for name in GUESSES[ours] if name in available), None)
+            guess = next((name for name in GUESSES[column] if name in available), None)
             if guess is not None:
-                mapping[ours] = guess
+                mapping[column] = guess
     return mapping
 
 
 def clip_columns(row: dict[str, Any], mapping: dict[str, str], section: dict[str, Any]) -> dict[str, str | None]:
-    """Our columns of one row; what is left over becomes the JSON object `extra` (null where nothing is)."""
-    values: dict[str, str | None] = {ours: _text(row.get(mapping[ours])) if ours in mapping else None for ours in OURS}
+    """The manifest columns of one row of the corpus.
+
+    Columns that are not mapped become the JSON object `extra` (None if there are none). Missing languages and licences
+    are those of the section `source`.
+
+    Raises:
+        ClipError: `bad_row`: bytes are not text in any of `source.encodings`, or a value is nested too deeply.
+    """
+    encodings = section.get("encodings", UTF8)
+    values: dict[str, str | None] = {
+        ours: _text(row.get(mapping[ours]), encodings) if ours in mapping else None for ours in MAPPED_COLUMNS
+    }
     values["language"] = values["language"] or section["language"]
     values["license"] = values["license"] or section["license"]
     used = set(mapping.values())
@@ -57,29 +74,31 @@ def clip_columns(row: dict[str, Any], mapping: dict[str, str], section: dict[str
     return values
 
 
-def stated(extra: str | None) -> dict[str, str | None]:
-    """Gender and age of the speaker as the corpus writes them into a clip's `extra`; None where it does not."""
+def speaker_attributes(extra: str | None) -> dict[str, str | None]:
+    """Gender and age of the speaker as the corpus gives them, from a clip's `extra`; None if it gives none."""
     columns = {name.lower(): value for name, value in json.loads(extra or "{}").items()}
     found: dict[str, str | None] = {}
-    for ours, names in STATED.items():
+    for ours, names in SPEAKER_ATTRIBUTES.items():
         value = next((columns[name] for name in names if name in columns), None)
-        found[ours] = plain(value, STATED_LENGTH) or None if isinstance(value, (str, int, float)) else None
+        found[ours] = plain(value, SPEAKER_ATTRIBUTE_LENGTH) or None if isinstance(value, (str, int, float)) else None
     return found
 
 
 def clip_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows as a table of `CLIP`; columns that they lack are null."""
+    """A table of the schema `CLIP`; missing columns are null."""
     return pa.Table.from_pylist(rows, schema=CLIP)
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any, encodings: Sequence[str]) -> str | None:
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
-    return str(value)
+    return (decode_text(value, encodings) if isinstance(value, bytes) else str(value)).lstrip(BOM) or None
 
 
-def _plain(value: Any) -> Any:
-    """A value that JSON can hold; bytes are named by their length and never copied."""
+def _plain(value: Any, levels: int = NESTED) -> Any:
+    """A value that JSON can represent. Bytes are replaced by their length."""
+    if levels == 0:
+        raise ClipError("bad_row", f"a value is nested more than {NESTED} levels")
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
     if isinstance(value, float) and not math.isfinite(value):
@@ -87,9 +106,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (datetime, date)):
         return value.isoformat()
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, levels - 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, levels - 1) for item in value]
     if isinstance(value, (str, int, float, bool)) or value is None:
         return value
     return str(value)

@@ -1,22 +1,21 @@
-"""Mozilla Common Voice as the Mozilla Data Collective ships it: one tar.gz per language and release.
+"""Source kind `common_voice`: archives of Mozilla Common Voice, one tar.gz per language and release.
 
     cv-corpus-25.0-2026-03-09/th/clips/common_voice_th_1.mp3
     cv-corpus-25.0-2026-03-09/th/{validated,other,invalidated,train,dev,test,clip_durations}.tsv
 
-The archive is streamed once, while the manifest is made: the clips go into one plain file (`raw/clips.bin`), from which
-the jobs read theirs; it is removed when the last batch is enhanced. Clips are known by their path below the release's
-folder, so that they keep ids and batches from release to release.
+The archive is read once, while the manifest is made. The clips are copied into one file, `raw/clips.bin`, from which
+the jobs read them. It is removed when the last batch is enhanced. A clip is identified by its path below the folder of
+the release, so that clips keep their ids and batches from release to release.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import re
-from collections import Counter
-from collections.abc import Iterator
-from functools import cached_property
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,45 +23,52 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from speechmill.errors import ClipError, SourceError
-from speechmill.files import atomic_path, sha256_bytes
-from speechmill.shards import write_table
 from speechmill.sources import BatchPlan, Clip, Listing, Source
 from speechmill.sources.archives import TarStream
+from speechmill.sources.boundary import check_row, read_row
 from speechmill.sources.checksums import CACHE, checksum_files
 from speechmill.sources.columns import clip_columns, map_columns
 from speechmill.sources.folder import SUFFIXES, stable_batches
+from speechmill.sources.text_files import delimited_rows
+from speechmill.storage.files import atomic_path, sha256_bytes
+from speechmill.tables.parquet_io import write_table
+from speechmill.utils.text import plain
 
 BUCKETS = ("validated", "other", "invalidated")  # every clip is in one of these
-HELD_OUT = ("dev", "test")  # parts of validated that others measure with
-SPOOLED = ("raw/clips.bin", "raw/clips.parquet")
-TABLE_BYTES = 1 << 32  # the largest table of the largest language has not a quarter of it
+HELD_OUT = ("dev", "test")  # subsets of validated for evaluation
+SPOOLED = ("raw/clips.bin", "raw/clips.parquet")  # audio; index with member, offset, size, sha256
+TABLE_BYTES = 1 << 32  # four times the largest table of the largest language
 
 
 class CommonVoiceSource(Source):
     """A clip per row of the tables of the chosen `source.splits` (validated, other, invalidated, dev, test).
 
-    Clips of dev and test are also in validated; they belong to dev and test alone. `other` and `invalidated` are
-    carried with their name as the split, so that a profile or a reader can tell them.
+    Clips of dev and test are also rows of validated; their split is dev or test. Clips of `other` and `invalidated`
+    have these names as their split.
     """
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)
-        self.folder = "unknown"  # of the language in the archive
+        self.folder = PurePosixPath()  # folder of the language in the archive, found while it is read
         self.splits = self.section["splits"] or ["validated", "dev", "test"]
         unknown = sorted(set(self.splits) - {*BUCKETS, *HELD_OUT})
         if unknown:
-            raise SourceError(f"source.splits: {', '.join(unknown)} is none of {', '.join((*BUCKETS, *HELD_OUT))}")
+            raise SourceError(f"source.splits: {', '.join(unknown)} is not one of {', '.join((*BUCKETS, *HELD_OUT))}")
 
     @cached_property
     def archive(self) -> Path:
-        """The archive: the file named, or the one that was downloaded."""
+        """Path of the archive: `source.path`, or the downloaded file.
+
+        Raises:
+            SourceError: the downloaded archive was removed.
+        """
         if self.section["path"] is not None:
             return Path(self.section["path"])
         found = sorted((self.work / "raw" / "archive").glob("*.tar.gz"))
         if not found:
             raise SourceError(
-                f"{self.work}/raw: the downloaded archive is gone, as it was no longer needed; delete "
-                f"{self.work}/source.json and run again, to fetch it once more"
+                f"{self.work}/raw: the downloaded archive was removed when it was no longer needed; delete "
+                f"{self.work}/source.json and run again to download it again"
             )
         return found[-1]
 
@@ -80,17 +86,17 @@ class CommonVoiceSource(Source):
 
             download(self.section["datacollective"], self.work / "raw" / "archive", self.patience_minutes)
         for name in SPOOLED:
-            (self.work / name).unlink(missing_ok=True)  # of another archive, perhaps
+            (self.work / name).unlink(missing_ok=True)  # may be of another archive
         return Listing(checksum_files(self.archive.parent, [self.archive.name], self.work / CACHE), [])
 
     def plan(self, listing: Listing, batch_size: int, previous: list[BatchPlan]) -> Iterator[BatchPlan]:
         passed_over: Counter[str] = Counter()
         tables, problem = self._spool(passed_over)
-        rows = self._rows(tables, listing.notes)
+        rows = self._rows(tables, _Members(self._index(["member"])), listing.notes)
         if not rows:
             raise SourceError(
-                f"{self.archive}: no clip is in the tables of the splits {', '.join(self.splits)}; it has the tables "
-                f"{', '.join(sorted(tables)) or 'none'}" + (f" ({problem})" if problem else "")
+                f"{self.archive}: the tables of the splits {', '.join(self.splits)} list no clip; change source.splits. "
+                f"Tables of the archive: {', '.join(sorted(tables)) or 'none'}" + (f" ({problem})" if problem else "")
             )
         members = {member: (size, sha256) for member, size, sha256 in self._index(["member", "size", "sha256"])}
         for path, row in rows.items():
@@ -110,7 +116,11 @@ class CommonVoiceSource(Source):
         return zip(*(table[name].to_pylist() for name in columns), strict=True)
 
     def _spool(self, passed_over: Counter[str]) -> tuple[dict[str, bytes], str | None]:
-        """Stream the archive: clips into the spool, its tables into memory. Tables may come before or after clips."""
+        """Read the archive: write its clips to `SPOOLED`, and keep its tables in memory (they may come after the clips).
+
+        Returns:
+            Table name without .tsv -> content; why the archive could not be read to its end, or None.
+        """
         tables: dict[str, bytes] = {}
         index: dict[str, tuple[int, int, str]] = {}
         archive = TarStream(self.archive, self.max_bytes, passed_over, TABLE_BYTES)
@@ -119,11 +129,18 @@ class CommonVoiceSource(Source):
             for name, data in archive:
                 path = _below_release(name)
                 if isinstance(data, ClipError):
-                    passed_over["members that are larger than enhance.max_bytes"] += 1
+                    passed_over["members larger than enhance.max_bytes"] += 1
                 elif path.suffix == ".tsv":
-                    tables.setdefault(path.stem, data)
-                    self.folder = str(path.parent)
-                elif path.suffix.lower() in SUFFIXES and str(path) not in index:
+                    if path.stem in tables:
+                        passed_over["tables with the name of another one"] += 1
+                    else:
+                        tables[path.stem] = data
+                        self.folder = path.parent if path.stem in (*BUCKETS, *HELD_OUT) else self.folder
+                elif path.suffix.lower() not in SUFFIXES:
+                    passed_over[f"members that are neither clips nor tables ({path.suffix or 'no suffix'})"] += 1
+                elif str(path) in index:
+                    passed_over["clips with the path of another one"] += 1
+                else:
                     spool.write(data)
                     index[str(path)] = offset, len(data), sha256_bytes(data)
                     offset += len(data)
@@ -132,25 +149,32 @@ class CommonVoiceSource(Source):
         write_table(pa.table({"member": pa.array(index, pa.string()), **columns}), self.work / SPOOLED[1])
         return tables, archive.problem
 
-    def _rows(self, tables: dict[str, bytes], notes: list[str]) -> dict[str, dict[str, Any]]:
-        """Path -> row of each clip that belongs to a chosen split, in the order of the tables."""
-        held_out = {s: {row["path"] for row in _read(tables[s], s, "path")[0]} for s in HELD_OUT if s in tables}
-        durations = _read(tables.get("clip_durations", b"clip"), "clip_durations", "clip")[0]
+    def _rows(self, tables: dict[str, bytes], members: _Members, notes: list[str]) -> dict[str, dict[str, Any]]:
+        """Path -> manifest row of every clip of `source.splits`, in the order of the tables."""
+        encodings = self.section["encodings"]
+        held_out = {
+            s: {row["path"] for row in _read(tables[s], s, "path", encodings, [])} for s in HELD_OUT if s in tables
+        }
+        durations = _read(tables.get("clip_durations", b"clip"), "clip_durations", "clip", encodings, [])
         seconds = {row["clip"]: row for row in durations}
         found: dict[str, dict[str, Any]] = {}
         for bucket in BUCKETS:
             if bucket not in tables:
                 continue
-            rows, bad = _read(tables[bucket], bucket, "path")
-            if bad:
-                notes.append(f"{bucket}.tsv: {bad} rows with more or fewer cells than the header were skipped")
-            for row in rows:
-                name = row.pop("path")
+            bad: list[str] = []
+            for row in _read(tables[bucket], bucket, "path", encodings, bad):
+                name, line = row.pop("path"), row.pop("")
                 split = next((split for split, names in held_out.items() if name in names), bucket)
-                if split not in self.splits or not _is_plain(name):
+                if split not in self.splits:
                     continue
-                path = f"{self.folder}/clips/{name}"
-                described = clip_columns(row, map_columns(row, self.section["columns"]), self.section)
+                path = members.path(name, self.folder)
+                if path is None:
+                    bad.append(f"line {line}: the path {plain(name, 80)!r} leads out of the archive")
+                    continue
+                described, problem = check_row(read_row({}, bucket, partial(self._described, row)))
+                if isinstance(problem, ClipError):
+                    bad.append(f"line {line}: {problem.message}")
+                    continue
                 found[path] = {
                     **described,
                     "source_id": name,
@@ -158,64 +182,90 @@ class CommonVoiceSource(Source):
                     "source_file": path,
                     "header_duration": _seconds(seconds.get(name)),
                 }
+            if bad:
+                some = "; ".join(bad[:5]) + ("; ..." if len(bad) > 5 else "")
+                notes.append(f"{bucket}.tsv: {len(bad)} unusable rows were skipped ({some})")
         return found
 
-    def read(self, plan: BatchPlan, file: Path | None, passed_over: Counter[str]) -> Iterator[Clip]:
+    def _described(self, row: dict[str, Any]) -> Clip:
+        return clip_columns(row, map_columns(row, self.section["columns"]), self.section), b""
+
+    def clips(self, plan: BatchPlan, file: Path | None, passed_over: Counter[str]) -> Iterator[Clip]:
         assert plan.clips is not None
-        waiting = {row["source_file"]: row for row in plan.clips.to_pylist()}
+        unread = {row["source_file"]: row for row in plan.clips.to_pylist()}
         spool, index = (self.work / name for name in SPOOLED)
         if spool.is_file() and index.is_file():
-            places = {m: (at, size) for m, at, size in self._index(["member", "offset", "size"]) if m in waiting}
+            places = {m: (at, size) for m, at, size in self._index(["member", "offset", "size"]) if m in unread}
             with open(spool, "rb") as handle:
                 for member, (at, size) in sorted(places.items(), key=lambda item: item[1]):
                     handle.seek(at)
-                    yield self._checked(waiting.pop(member), handle.read(size))
-        else:  # a batch that is made again, long after the others
+                    yield self._checked(unread.pop(member), handle.read(size))
+        else:  # the batch is repeated after the spool was removed
             for name, data in TarStream(self.archive, self.max_bytes):
-                row = waiting.pop(str(_below_release(name)), None)
+                row = unread.pop(str(_below_release(name)), None)
                 if row is not None:
                     yield self._checked(row, data)
-        for row in waiting.values():
+        for row in unread.values():
             yield row, ClipError("no_audio", f"{row['source_file']} is in a table, but not in the archive")
 
     def _checked(self, row: dict[str, Any], data: bytes | ClipError) -> Clip:
         if isinstance(data, bytes) and row["sha256"] not in (None, hashlib.sha256(data).hexdigest()):
-            return row, ClipError("changed", "the archive was changed after it was listed; run again to list it anew")
+            return row, ClipError("changed", "the archive was changed after it was listed; run again to list it again")
         return row, data
 
 
 def _below_release(name: str) -> PurePosixPath:
-    """`th/clips/x.mp3` of `cv-corpus-25.0-2026-03-09/th/clips/x.mp3`."""
+    """Path below the folder of the release: `cv-corpus-25.0-2026-03-09/th/clips/x.mp3` -> `th/clips/x.mp3`."""
     parts = PurePosixPath(name).parts
     return PurePosixPath(*(parts[1:] if parts and re.match(r"cv-corpus-", parts[0]) else parts))
 
 
-def _read(table: bytes, name: str, column: str) -> tuple[list[dict[str, Any]], int]:
-    """Rows of a TSV without quoting, as Mozilla writes it, and how many could not be used.
+class _Members:
+    """The clips of an archive, found by what the tables call them."""
+
+    def __init__(self, paths: Iterable[tuple[str]]):
+        self.paths = {path for (path,) in paths}
+        self.by_name: dict[str, list[str]] = defaultdict(list)  # name, with and without its suffix
+        for path in sorted(self.paths):
+            name = PurePosixPath(path)
+            for key in {name.name, name.stem}:
+                self.by_name[key].append(path)
+
+    def path(self, name: str, folder: PurePosixPath) -> str | None:
+        """The path of a row's clip; where Mozilla would have it, if the archive has none. None for an unsafe name."""
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or parts[-1].startswith(".") or "\\" in name:
+            return None
+        usual = str(folder / "clips" / parts[-1])
+        if usual in self.paths:
+            return usual
+        found = self.by_name.get(parts[-1]) or self.by_name.get(PurePosixPath(parts[-1]).stem, [])
+        return found[0] if len(found) == 1 else usual
+
+
+def _read(table: bytes, name: str, column: str, encodings: Sequence[str], bad: list[str]) -> list[dict[str, Any]]:
+    """The usable rows of a table, each with its line under the name "". Mozilla writes without quotes.
+
+    Args:
+        bad: receives why other rows cannot be used, with their lines.
 
     Raises:
-        SourceError: it has no such column.
+        SourceError: the table has no such column.
     """
-    text = io.StringIO(table.decode("utf-8-sig", errors="replace"), newline="")
-    csv.field_size_limit(1 << 26)
-    rows, bad = [], 0
-    reader = csv.DictReader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
-    if column not in (reader.fieldnames or ()):
-        raise SourceError(f"{name}.tsv has no column {column}; is this an archive of Common Voice?")
-    for row in reader:
-        if None in row or None in row.values():
-            bad += 1
+    names, rows = delimited_rows(io.BytesIO(table), "\t", encodings, f"{name}.tsv")
+    if column not in names:
+        raise SourceError(f"{name}.tsv has no column {column}; check that the archive is one of Common Voice")
+    usable = []
+    for row in rows:
+        if row.problem or not row.cells[column]:
+            bad.append(f"line {row.line}: {row.problem or f'no {column}'}")
         else:
-            rows.append(row)
-    return rows, bad
-
-
-def _is_plain(name: str) -> bool:
-    return bool(name) and "/" not in name and not name.startswith(".")
+            usable.append(row.cells | {"": row.line})
+    return usable
 
 
 def _seconds(row: dict[str, Any] | None) -> float | None:
-    """Of a row of clip_durations.tsv, whose second column is called duration[ms]."""
+    """Seconds of a row of clip_durations.tsv; its column is called duration[ms]."""
     value = next((value for name, value in (row or {}).items() if name.startswith("duration")), None)
     try:
         return float(value) / 1000 if value is not None else None

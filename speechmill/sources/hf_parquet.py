@@ -1,4 +1,4 @@
-"""A data set of the Hugging Face Hub whose configurations and splits are Parquet files with an Audio column."""
+"""Source kind `hf_parquet`: a data set of the Hugging Face Hub in Parquet files with an Audio column."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from pathlib import Path
 
 import yaml
 
-from speechmill.config import nearest
 from speechmill.errors import SourceError
 from speechmill.sources import BatchPlan, Clip, Listing, SourceFile
 from speechmill.sources.parquet import ParquetRows, split_of
 from speechmill.sources.repositories import RepositorySource, matching
+from speechmill.utils.schema import nearest
 
 THREADS = 8
 
 
 class HubParquetSource(RepositorySource, ParquetRows):
-    """A clip per row of the Parquet files of one configuration (`source.config`) and of some `source.splits`.
+    """A clip per row of the Parquet files of one configuration (`source.config`) and of `source.splits`.
 
-    Which files these are, the README's `configs` says, as for `datasets.load_dataset`; without it, files in a folder
-    named like the configuration, or all. The split is the one that the README names, else the file's name or folder.
+    The front matter of the README (`configs`) lists the files of a configuration, as for `datasets.load_dataset`.
+    Without it, they are the files in a folder that has the name of the configuration, or all files. The split comes
+    from the README, else from the name or folder of a file.
     """
 
     def list_files(self) -> Listing:
@@ -34,7 +35,9 @@ class HubParquetSource(RepositorySource, ParquetRows):
         chosen = {path: split for path, split in splits.items() if wanted is None or split in wanted}
         if not chosen:
             known = sorted({split or "without a name" for split in splits.values()})
-            raise SourceError(f"{self.where}: no Parquet file of the splits {wanted}; there are: {', '.join(known)}")
+            raise SourceError(
+                f"{self.where}: no Parquet file of the splits {wanted}; set source.splits to some of: {', '.join(known)}"
+            )
         files = self.repository.files(chosen, self.work)
         with ThreadPoolExecutor(THREADS) as pool:
             rows = list(pool.map(self._count, files))
@@ -43,17 +46,17 @@ class HubParquetSource(RepositorySource, ParquetRows):
         return Listing(listed, [f"{left} files of other splits passed over"] if left else [], self.repository.commit())
 
     def _count(self, file: SourceFile) -> int:
-        from speechmill.hub import patiently
+        from speechmill.storage.hub_client import retry_hub
 
         assert self.hub
         opened = partial(self.hub.open, file.path)
-        return patiently(lambda: self.count_rows(file.path, opened), f"{self.where} {file.path}", self.patience_minutes)
+        return retry_hub(lambda: self.count_rows(file.path, opened), f"{self.where} {file.path}", self.patience_minutes)
 
     def _splits(self) -> dict[str, str | None]:
-        """The Parquet files of the configuration, and the split of each."""
+        """Parquet file of the configuration -> split."""
         names = [name for name in self.repository.names() if name.endswith(".parquet")]
         if not names:
-            raise SourceError(f"{self.where}: it holds no Parquet file; other layouts need another source.kind")
+            raise SourceError(f"{self.where}: no Parquet file found; other layouts need another source.kind")
         config = self.section["config"]
         assert self.hub
         declared = _declared(self.hub.text("README.md") or "")
@@ -81,13 +84,13 @@ class HubParquetSource(RepositorySource, ParquetRows):
     def plan(self, listing: Listing, batch_size: int, previous: list[BatchPlan]) -> Iterator[BatchPlan]:
         return self.ranges(listing.files, batch_size)
 
-    def read(self, plan: BatchPlan, file: Path | None, passed_over: Counter[str]) -> Iterator[Clip]:
+    def clips(self, plan: BatchPlan, file: Path | None, passed_over: Counter[str]) -> Iterator[Clip]:
         assert file is not None
         return self.read_rows(plan, file)
 
 
 def _declared(readme: str) -> dict[str, list[tuple[str, list[str]]]]:
-    """Configuration -> (split, patterns) of the README's front matter; empty where it declares no files."""
+    """Configuration -> list of (split, patterns), from the front matter of a README; empty if it declares no files."""
     found = re.match(r"\s*---\s*\n(.*?)\n---\s*(\n|$)", readme, re.DOTALL)
     try:
         block = yaml.safe_load(found[1]) if found else None
@@ -112,6 +115,6 @@ def _declared(readme: str) -> dict[str, list[tuple[str, list[str]]]]:
 
 
 def _pattern(path: object) -> str:
-    """A file or a pattern as it is; a folder as a pattern of what is in it."""
+    """The pattern that matches a path of `data_files`: unchanged for a file or pattern, FOLDER/* for a folder."""
     text = str(path)
     return text if "*" in text or text.endswith(".parquet") else f"{text.rstrip('/')}/*"

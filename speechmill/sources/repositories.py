@@ -1,4 +1,4 @@
-"""Where the files of a corpus lie: in a folder of this machine, or in a data set of the Hugging Face Hub."""
+"""Repositories: the files of a corpus, in a folder on disk or in a data set of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -10,51 +10,42 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from speechmill.errors import SourceError
-from speechmill.files import sha256_file
 from speechmill.sources import Source, SourceFile
 from speechmill.sources.checksums import checksum_files
+from speechmill.sources.walk import walk_files
+from speechmill.storage.files import sha256_file
 
-TEXT_BYTES = 1 << 22
+TEXT_BYTES = 1 << 22  # size up to which `HubRepository.text` reads a file
 HTTP_BYTES = 50_000_000_000  # huggingface_hub.constants.MAX_HTTP_DOWNLOAD_SIZE
 
 
 class Repository(Protocol):
-    """Files by paths with forward slashes."""
+    """Files by path, with forward slashes."""
 
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """A value that changes when files change."""
 
     def commit(self) -> str | None:
-        """The commit that is read, asked for once; None where there is no such thing."""
+        """The commit that is read; None for a folder."""
 
     def names(self) -> list[str]:
         """All paths, sorted."""
 
     def files(self, wanted: Collection[str], checksums: Path) -> list[SourceFile]:
-        """The named files with their checksums; `checksums` is a cache."""
+        """The files of these paths with their checksums, sorted. `checksums` is the cache file for a folder."""
 
     def local(self, path: str) -> Path:
-        """Where a file lies; one of the Hub has to be fetched."""
+        """Path of a file on disk; only for a folder."""
 
 
 class FolderRepository:
-    """A folder, recursively; hidden files are passed over."""
+    """A folder with its subfolders, through links as well. Hidden files and folders are skipped."""
 
     def __init__(self, root: Path):
         self.root = root
 
     def _walk(self) -> list[tuple[str, int, int]]:
-        found = []
-        for folder, folders, names in os.walk(self.root):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in names:
-                if not name.startswith("."):
-                    path = Path(folder, name)
-                    try:
-                        stat = path.stat()
-                    except OSError as error:
-                        raise SourceError(f"{path}: {error.strerror}; remove it or mend the link") from error
-                    found.append((path.relative_to(self.root).as_posix(), stat.st_size, stat.st_mtime_ns))
-        return sorted(found)
+        return sorted(walk_files(self.root, lambda path: True))
 
     def fingerprint(self) -> str:
         lines = "".join(f"{path}\0{size}\0{mtime}\n" for path, size, mtime in self._walk())
@@ -74,7 +65,13 @@ class FolderRepository:
 
 
 class HubRepository:
-    """A data set of the Hugging Face Hub. Its revision is resolved to a commit once; all else is asked of that."""
+    """A data set of the Hugging Face Hub. Its revision is resolved to a commit once; everything is read from it.
+
+    Args:
+        repo: owner/name.
+        revision: branch, tag or commit; None for main.
+        patience_minutes: how long to retry while the Hub does not answer.
+    """
 
     def __init__(self, repo: str, revision: str | None, patience_minutes: float):
         self.repo, self.revision, self.minutes = repo, revision or "main", patience_minutes
@@ -82,12 +79,12 @@ class HubRepository:
         self._tree: dict[str, SourceFile] | None = None
 
     def _ask(self, call: Callable[[Any], Any], what: str = "") -> Any:
-        from speechmill.hub import api, patiently
+        from speechmill.storage.hub_client import api, retry_hub
 
-        return patiently(lambda: call(api()), f"{self.repo} {what or self.revision}", self.minutes)
+        return retry_hub(lambda: call(api()), f"{self.repo} {what or self.revision}", self.minutes)
 
     def pin(self, commit: str) -> None:
-        """Read this commit, whatever the revision has become."""
+        """Read this commit, even if the revision has moved."""
         self._commit = commit
 
     def commit(self) -> str:
@@ -100,10 +97,10 @@ class HubRepository:
         return self.commit()
 
     def check_access(self) -> None:
-        """Whether files may be read: what a gated repository shows to everybody says nothing about that.
+        """Check that files may be read. The metadata of a gated repository can be read without access to its files.
 
         Raises:
-            HubRefusedError: says what to do.
+            HubRefusedError: access is denied; the message says what to do.
         """
         self._ask(lambda api: api.auth_check(self.repo, repo_type="dataset"))
 
@@ -127,7 +124,7 @@ class HubRepository:
         return [self._files()[path] for path in sorted(wanted)]
 
     def text(self, path: str) -> str | None:
-        """A small text file such as README.md; None where there is none, or it is not small."""
+        """Content of a text file such as README.md; None if it does not exist or is larger than `TEXT_BYTES`."""
         if path not in self._files() or self._files()[path].size > TEXT_BYTES:
             return None
 
@@ -138,10 +135,10 @@ class HubRepository:
         return str(self._ask(read, path), "utf-8", errors="replace")
 
     def open(self, path: str) -> Any:
-        """A file object that reads ranges of a file of the Hub, for what lies at its end or in few places."""
+        """A file object that downloads only the ranges that are read, such as the footer of a Parquet file."""
         from huggingface_hub import HfFileSystem
 
-        from speechmill.hub import endpoint
+        from speechmill.storage.hub_client import endpoint
 
         at = f"datasets/{self.repo}@{self.commit()}/{path}"
         return HfFileSystem(endpoint=endpoint()).open(at, "rb", block_size=1 << 20, cache_type="readahead")
@@ -150,23 +147,26 @@ class HubRepository:
         raise NotImplementedError("a file of the Hub has to be fetched")
 
     def fetch(self, file: SourceFile, target: Path) -> None:
-        """Download a file to `target`, a name beside it while it is on its way, and verify size and checksum.
+        """Download a file under a temporary name, verify size and checksum, and rename it to `target`.
+
+        An interrupted download is resumed.
 
         Raises:
-            SourceError: it may not be read, the Hub does not answer, or what came is not what the Hub lists.
+            SourceError: access is denied, the Hub does not answer, the file is too large for HTTP, or the download
+                differs from the listing twice.
         """
-        from speechmill.hub import patiently
+        from speechmill.storage.hub_client import retry_hub
 
         if file.size > HTTP_BYTES:
             raise SourceError(
-                f"{self.repo} {file.path} has {file.size / 1e9:.0f} GB; over plain HTTP the Hub serves 50 GB at most. "
-                "Download it with `hf download` and name its folder in source.path"
+                f"{self.repo} {file.path} has {file.size / 1e9:.0f} GB, but the Hub serves at most 50 GB over HTTP; "
+                "download it with `hf download` and set source.path to its folder"
             )
         partial = target.with_name(f".{target.name}.part")
         partial.parent.mkdir(parents=True, exist_ok=True)
         what = f"{self.repo} {file.path}"
         for _ in range(2):
-            patiently(
+            retry_hub(
                 lambda: self._download(file, partial),
                 what,
                 self.minutes,
@@ -176,20 +176,20 @@ class HubRepository:
             if problem is None:
                 os.replace(partial, target)
                 return
-            print(f"{what}: {problem}; downloaded once more", flush=True)
+            print(f"{what}: {problem}; downloading it again", flush=True)
             partial.unlink()
         raise SourceError(
-            f"{what}: downloaded twice, and {problem}. Something on the way changes the data (a proxy?), or the file on "
-            "the Hub is damaged: tell its owner"
+            f"{what}: downloaded twice, but {problem}. A proxy may change the data, or the file on the Hub is damaged; "
+            "try without the proxy, or report it to the owner of the repository"
         )
 
     def _download(self, file: SourceFile, partial: Path) -> None:
-        # hf_hub_download begins anew after an interruption (2.4: one temporary file per process); http_get goes on.
+        # hf_hub_download restarts after an interruption (in 2.4, one temporary file per process); http_get resumes.
         from huggingface_hub import hf_hub_url
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import build_hf_headers
 
-        from speechmill.hub import endpoint
+        from speechmill.storage.hub_client import endpoint
 
         url = hf_hub_url(self.repo, file.path, repo_type="dataset", revision=self.commit(), endpoint=endpoint())
         with open(partial, "ab") as handle:
@@ -206,7 +206,7 @@ class HubRepository:
 
 
 def _difference(path: Path, file: SourceFile) -> str | None:
-    """In what a downloaded file is not the listed one; None where it is."""
+    """How a downloaded file differs from the listing; None if it does not."""
     size = path.stat().st_size
     if size != file.size:
         return f"it has {size} bytes instead of {file.size}"
@@ -216,13 +216,13 @@ def _difference(path: Path, file: SourceFile) -> str | None:
 
 
 def git_sha1(path: Path) -> str:
-    """The name that git gives to a file's content."""
+    """The hash (hex) that git gives to the content of a file (blob id)."""
     data = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 class RepositorySource(Source):
-    """A source whose files lie in a folder (`source.path`) or on the Hub (`source.repo`) in the same layout."""
+    """A source with the same layout in a folder (`source.path`) and on the Hub (`source.repo`)."""
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)
@@ -248,10 +248,10 @@ class RepositorySource(Source):
         self.hub.fetch(file, target)
 
     def place(self, path: str, fetched: Path | None) -> Path:
-        """Where a file is read from: where it was fetched to, or where it lies."""
+        """Path to read a file from: `fetched`, or the file in the folder."""
         return fetched or self.repository.local(path)
 
 
 def matching(names: Collection[str], patterns: Collection[str]) -> list[str]:
-    """The names that match any of the shell patterns (`*` crosses slashes), sorted."""
+    """The names that match any of the shell patterns, sorted. `*` also matches slashes."""
     return sorted(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))

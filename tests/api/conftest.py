@@ -1,20 +1,9 @@
 """Servers for the tests of the API: real ones with real runs, and one that starts none."""
 
-from pathlib import Path
-
 import pytest
 
 from .quiet import Quiet, make_service
 from .servers import Server
-
-
-def pytest_collection_modifyitems(items):
-    """Tests with real runs take a minute each: `make test-api` has them, `make test` the others."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent and {"server", "own_server"} & set(
-            getattr(item, "fixturenames", ())
-        ):
-            item.add_marker("runs")
 
 
 @pytest.fixture(scope="session")

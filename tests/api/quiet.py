@@ -16,6 +16,7 @@ from speechmill.api.service import Service
 from speechmill.api.settings import Settings
 from speechmill.api.store import Run
 
+from ..patience import seconds
 from ..unit.runs_account import Account
 
 EXAMPLE = "20260301120000-1a2b3c4d"  # which the OpenAPI names
@@ -76,7 +77,7 @@ class Quiet(ExitStack):
 
     def call(self, method: str, path: str, token: str | None = None, **about) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.token if token is None else token}"} | about.pop("headers", {})
-        return httpx.request(method, self.url + path, headers=headers, timeout=60, **about)
+        return httpx.request(method, self.url + path, headers=headers, timeout=seconds(60), **about)
 
     def audit(self) -> list[str]:
         return self.service.settings.audit.read_text().splitlines()

@@ -7,11 +7,13 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from ..patience import seconds
 from ..runs import ROOT, Run, make_corpus, wait_for
 
 ENDED = ("succeeded", "failed", "cancelled")
@@ -57,7 +59,7 @@ class Server:
             assert self.process.poll() is None, text
             return re.search(r"API: (\S+)", text)
 
-        self.url = wait_for(said, 120)[1]
+        self.url = wait_for(said)[1]
 
     def kill(self) -> None:
         assert self.process
@@ -70,11 +72,12 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(30)
+                self.process.wait(seconds(30))
             except subprocess.TimeoutExpired:
                 self.kill()
         for pid in self.of_runs():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def of_runs(self) -> list[int]:
         """Processes of this server's runs: by what they have in their environment or arguments, from /proc alone."""
@@ -87,8 +90,8 @@ class Server:
                 where = (folder / "cwd").readlink()
             except OSError:
                 continue
-            is_runner = b"speechmill.api.runner" in command and str(self.state_dir).encode() in command
-            if is_runner or where.is_relative_to(self.run.directory):
+            is_supervisor = b"supervise" in command and str(self.run.results).encode() in command
+            if is_supervisor or where.is_relative_to(self.run.directory):
                 found.append(int(folder.name))
         return found
 
@@ -104,10 +107,10 @@ class Server:
                 continue
         return found
 
-    def runner(self) -> int | None:
+    def supervisor(self) -> int | None:
         for pid in self.of_runs():
             try:
-                if b"speechmill.api.runner" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if b"supervise" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
                     return pid
             except OSError:
                 continue
@@ -115,7 +118,7 @@ class Server:
 
     def call(self, method: str, path: str, token: str | None = None, **about: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {token or self.token}"} | about.pop("headers", {})
-        return httpx.request(method, self.url + path, headers=headers, timeout=120, **about)
+        return httpx.request(method, self.url + path, headers=headers, timeout=seconds(120), **about)
 
     def get(self, path: str, **about: Any) -> httpx.Response:
         return self.call("GET", path, **about)
@@ -134,7 +137,7 @@ class Server:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    def wait(self, run_id: str, *states: str, seconds: float = 900) -> dict[str, Any]:
+    def wait(self, run_id: str, *states: str) -> dict[str, Any]:
         """The status once the run is in one of the states (by default: has ended)."""
 
         def reached() -> dict[str, Any] | None:
@@ -142,4 +145,4 @@ class Server:
             assert found["state"] in (states or ENDED) or found["state"] not in ENDED, found
             return found if found["state"] in (states or ENDED) else None
 
-        return wait_for(reached, seconds)
+        return wait_for(reached)

@@ -4,7 +4,7 @@ import gzip
 import json
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import httpx
 import pytest
@@ -14,6 +14,7 @@ from speechmill.api import routes_runs, serve
 from speechmill.api.service import CONFIG, DRY_RUNS
 from speechmill.api.store import ACTIVE
 
+from ..patience import seconds
 from ..runs import wait_for
 from .quiet import EXAMPLE, Quiet
 
@@ -353,9 +354,7 @@ def test_a_connection_that_sends_nothing_more_holds_up_nobody(quiet):
     try:
         for connection in slow:
             connection.sendall(head.encode())
-        begin = time.monotonic()
-        assert quiet.call("GET", "/pipeline/runs").status_code == 200
-        assert time.monotonic() - begin < 10
+        assert quiet.call("GET", "/pipeline/runs").status_code == 200  # which has a deadline, as every call
     finally:
         for connection in slow:
             connection.close()
@@ -365,20 +364,20 @@ def test_a_connection_that_sends_nothing_more_holds_up_nobody(quiet):
 def test_a_connection_that_sends_no_request_is_closed(quiet, monkeypatch, sent):
     monkeypatch.setattr(serve, "HEAD_SECONDS", 1.0)
     host, port = httpx.URL(quiet.url).netloc.decode().split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as idle:
-        for byte in sent:  # as slowly as one likes
+    with socket.create_connection((host, int(port)), timeout=seconds(60)) as idle, suppress(ConnectionError):
+        for byte in sent:  # as slowly as one likes; on a busy machine it is closed before all is sent
             idle.sendall(bytes([byte]))
             time.sleep(0.01)
         assert idle.recv(100) == b""
 
 
 def test_a_connection_that_asks_now_and_then_is_kept(quiet, monkeypatch):
-    monkeypatch.setattr(serve, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(serve, "HEAD_SECONDS", seconds(1))
     with httpx.Client(base_url=quiet.url) as client:
         addresses = set()
         for _ in range(3):
             addresses.add(client.get("/healthz").extensions["network_stream"].get_extra_info("client_addr"))
-            time.sleep(0.8)
+            time.sleep(seconds(1.5))  # longer than a head may take
         assert len(addresses) == 1
 
 
@@ -388,14 +387,17 @@ def test_a_token_has_so_many_streams_of_events_and_others_have_theirs(quiet, mon
     headers = {"Authorization": f"Bearer {quiet.token}"}
     with ExitStack() as streams:
         told = [
-            streams.enter_context(httpx.stream("GET", path, headers=headers, timeout=30)).iter_lines() for _ in "ab"
+            streams.enter_context(httpx.stream("GET", path, headers=headers, timeout=seconds(30))).iter_lines()
+            for _ in "ab"
         ]
         assert [next(lines) for lines in told] == ["retry: 2000"] * 2
         answer = quiet.call("GET", path.removeprefix(quiet.url))
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "60")
-        with httpx.stream("GET", path, headers={"Authorization": f"Bearer {quiet.reader}"}, timeout=30) as other:
+        with httpx.stream(
+            "GET", path, headers={"Authorization": f"Bearer {quiet.reader}"}, timeout=seconds(30)
+        ) as other:
             assert other.status_code == 200
-    wait_for(lambda: quiet.service.streams["tester"] == 0, 30)
+    wait_for(lambda: quiet.service.streams["tester"] == 0)
 
 
 def test_dry_runs_that_are_too_many_are_refused_and_hold_up_nobody(quiet):

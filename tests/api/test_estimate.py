@@ -1,4 +1,4 @@
-"""What is estimated of a second run by the account of a first, and what it then takes."""
+"""The estimate of a second run from the attempt log of a first, and what the run then takes."""
 
 import json
 import math
@@ -6,14 +6,13 @@ import shutil
 from datetime import datetime
 
 import numpy as np
-import pytest
 import soundfile
 import yaml
 
-from speechmill.attempts import FILE, read_attempts
 from speechmill.config import validate_config
-from speechmill.estimate import estimate
-from speechmill.throughput import Past
+from speechmill.estimate.run_estimate import estimate
+from speechmill.estimate.throughput import Past
+from speechmill.runlog.attempts import FILE, read_attempts
 
 from ..runs import BATCH_SIZE, ROOT, SPEECH, Run
 
@@ -49,7 +48,6 @@ def in_cpu_seconds(run_dir, target):
     return target
 
 
-@pytest.mark.runs
 def test_the_estimate_of_a_second_run_is_near_what_it_takes(tmp_path):
     """How much busier this machine has become meanwhile, no estimate knows: the seconds of a CPU second say it."""
     first, second = Run(tmp_path / "first"), Run(tmp_path / "second")

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import sqlite3
 import threading
 import time
 from contextlib import suppress
@@ -10,8 +11,9 @@ from contextlib import suppress
 import pytest
 
 from speechmill.api.store import ENDED
-from speechmill.attempts import read_attempts
+from speechmill.runlog.attempts import read_attempts
 
+from ..patience import seconds
 from ..runs import RESULTS, wait_for
 
 
@@ -42,10 +44,10 @@ def watch(own_server):
     found.stop()
 
 
-def a_moment(server, seed):
+def a_moment(server, seed, draw=0):
     """Wait for a moment of the run that the seed draws: after some number of events, and a little."""
-    draw = random.Random(seed)
-    lines, pause = draw.randrange(1, 20), draw.uniform(0, 2)
+    moment = random.Random(seed + 1000 * draw)
+    lines, pause = moment.randrange(1, 20), moment.uniform(0, 2)
     wait_for(lambda: len(list(read_attempts(server.run.results))) >= lines)
     time.sleep(pause)
 
@@ -66,15 +68,16 @@ def killed(find):
     return pid
 
 
-def test_a_run_goes_on_without_the_server_and_is_known_to_the_next_one(own_server, watch, finished):
+def test_a_run_goes_on_without_the_server_and_is_known_to_the_next_one(own_server, watch, finished, draw):
     run_id = own_server.trigger()
-    a_moment(own_server, 11)
-    runner = own_server.runner()
+    a_moment(own_server, 11, draw)
+    supervisor = own_server.supervisor()
     own_server.kill()
-    time.sleep(2)
+    before = len(list(read_attempts(own_server.run.results)))
+    wait_for(lambda: len(list(read_attempts(own_server.run.results))) > before)
     own_server.start()
     assert own_server.status(run_id)["state"] in ("starting", "running")
-    assert own_server.runner() == runner
+    assert own_server.supervisor() == supervisor
     assert own_server.wait(run_id)["state"] == "succeeded"
     assert (len(starts(own_server)), watch.most) == (1, 1)
     assert len(finished_jobs(own_server)) == len(set(finished_jobs(own_server)))
@@ -90,10 +93,10 @@ def test_a_run_that_was_accepted_just_before_the_server_died_is_begun_by_the_nex
     assert own_server.run.hashes(*RESULTS) == finished.hashes(*RESULTS)
 
 
-def test_another_runner_takes_over_and_waits_for_the_snakemake_that_is_at_work(own_server, watch, finished):
+def test_another_supervisor_takes_over_and_waits_for_the_snakemake_that_is_at_work(own_server, watch, finished, draw):
     run_id = own_server.trigger()
-    a_moment(own_server, 12)
-    killed(own_server.runner)
+    a_moment(own_server, 12, draw)
+    killed(own_server.supervisor)
     found = own_server.wait(run_id)
     assert found["state"] == "succeeded", found
     assert "lost" in [change["state"] for change in found["state_history"]]
@@ -102,9 +105,9 @@ def test_another_runner_takes_over_and_waits_for_the_snakemake_that_is_at_work(o
     assert own_server.run.hashes(*RESULTS) == finished.hashes(*RESULTS)
 
 
-def test_snakemake_is_started_again(own_server, watch, finished):
+def test_snakemake_is_started_again(own_server, watch, finished, draw):
     run_id = own_server.trigger()
-    a_moment(own_server, 13)
+    a_moment(own_server, 13, draw)
     killed(lambda: next(iter(own_server.snakemakes()), None))
     found = own_server.wait(run_id)
     assert found["state"] == "succeeded", found
@@ -113,9 +116,9 @@ def test_snakemake_is_started_again(own_server, watch, finished):
     assert own_server.run.hashes(*RESULTS) == finished.hashes(*RESULTS)
 
 
-def test_a_run_goes_on_after_its_machine_was_shut_down(own_server, watch, finished):
+def test_a_run_goes_on_after_its_machine_was_shut_down(own_server, watch, finished, draw):
     run_id = own_server.trigger()
-    a_moment(own_server, 15)
+    a_moment(own_server, 15, draw)
     own_server.kill()
     for pid in own_server.of_runs():  # all at once, as the machine does
         with suppress(ProcessLookupError):
@@ -129,29 +132,29 @@ def test_a_run_goes_on_after_its_machine_was_shut_down(own_server, watch, finish
     assert own_server.run.hashes(*RESULTS) == finished.hashes(*RESULTS)
 
 
-def test_a_runner_that_fails_in_a_way_nobody_foresaw_ends_no_run(own_server, watch, finished):
+def test_a_supervisor_that_fails_in_a_way_nobody_foresaw_ends_no_run(own_server, watch, finished, draw):
     run_id = own_server.trigger()
-    a_moment(own_server, 16)
-    journal, aside = own_server.run.results / "api.jsonl", own_server.run.results / "aside"
-    journal.rename(aside)
-    journal.mkdir()  # what the next runner writes first
-    killed(own_server.runner)
-    wait_for(lambda: b"IsADirectoryError" in (own_server.state_dir / "runners.log").read_bytes())
+    a_moment(own_server, 16, draw)
+    data_base = sqlite3.connect(own_server.state_dir / "runs.db", timeout=seconds(30), isolation_level=None)
+    ((plan,),) = data_base.execute("SELECT plan FROM runs WHERE id = ?", (run_id,)).fetchall()
+    data_base.execute("UPDATE runs SET plan = '{}' WHERE id = ?", (run_id,))  # what the next supervisor reads first
+    killed(own_server.supervisor)
+    wait_for(lambda: b"TypeError" in (own_server.state_dir / "supervisors.log").read_bytes())
     assert own_server.snakemakes()
     assert own_server.status(run_id)["state"] not in ENDED
-    journal.rmdir()
-    aside.rename(journal)
+    data_base.execute("UPDATE runs SET plan = ? WHERE id = ?", (plan, run_id))
+    data_base.close()
     found = own_server.wait(run_id)
     assert found["state"] == "succeeded", found
     assert watch.most == 1
     assert own_server.run.hashes(*RESULTS) == finished.hashes(*RESULTS)
 
 
-def test_all_of_them_are_killed_at_once(own_server, watch, finished):
+def test_all_of_them_are_killed_at_once(own_server, watch, finished, draw):
     run_id = own_server.trigger()
-    a_moment(own_server, 14)
+    a_moment(own_server, 14, draw)
     own_server.kill()
-    killed(own_server.runner)
+    killed(own_server.supervisor)
     killed(lambda: next(iter(own_server.snakemakes()), None))
     jobs = set(own_server.of_runs())  # which nobody ended
     own_server.start()

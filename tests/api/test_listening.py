@@ -7,7 +7,8 @@ import socket
 import pytest
 
 from speechmill.api import settings
-from speechmill.api.limits import Buckets
+from speechmill.api.backup import back_up
+from speechmill.api.guard import Buckets
 from speechmill.api.serve import _listen, check_bind, network_file_system, serve
 from speechmill.errors import SpeechmillError
 
@@ -54,8 +55,9 @@ def test_a_data_base_on_a_network_file_system_has_to_be_insisted_on(tmp_path, mo
     monkeypatch.setattr("speechmill.api.serve.network_file_system", lambda path: "nfs4")
     given = ("--state-dir", str(tmp_path / "state"), "--directory", str(tmp_path), "--profile", "local")
     with pytest.raises(SpeechmillError, match="--network-state-dir insists"):
-        serve(serve_options(*given, "--rebuild"), [])
-    assert serve(serve_options(*given, "--rebuild", "--network-state-dir"), []) == 0
+        serve(serve_options(*given), [])
+    with pytest.raises(SpeechmillError, match="there is no token yet"):
+        serve(serve_options(*given, "--network-state-dir"), [])
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "many"])
@@ -83,3 +85,20 @@ def test_small_answers_on_a_kept_connection_are_sent_at_once():
                 return told
 
     assert asyncio.run(option()) == 1
+
+
+def test_a_damaged_data_base_is_replaced_by_its_backup_when_the_server_starts(tmp_path, capsys):
+    state = tmp_path / "state"
+    given = serve_options("--state-dir", str(state), "--directory", str(tmp_path), "--profile", "local")
+    given.network_state_dir = True
+    with pytest.raises(SpeechmillError, match="there is no token yet"):
+        serve(given, [])
+    back_up(state / "runs.db")
+    (state / "runs.db").write_bytes(b"x" * 10_000)
+    with pytest.raises(SpeechmillError, match="there is no token yet"):
+        serve(given, [])
+    assert capsys.readouterr().err.count("restored the backup of") == 1
+    (state / "runs.db").write_bytes(b"x" * 10_000)
+    (state / "runs.db.backup").unlink()
+    with pytest.raises(SpeechmillError, match="no good backup"):
+        serve(given, [])

@@ -1,6 +1,6 @@
 """Two small runs: docs/api.md as it is written, and one that lives through all that may happen to it.
 
-`make test` has these, `make test-api` what happens by itself, at other moments, to larger runs.
+`make test` has the first; test_kills.py has what happens by itself, at other moments, to larger runs.
 """
 
 import os
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from speechmill.attempts import read_attempts
+from speechmill.runlog.attempts import read_attempts
 
+from ..patience import seconds
 from ..runs import RESULTS, ROOT, wait_for
 from .servers import Server
 from .test_kills import Watch, finished_jobs, starts
@@ -34,7 +35,7 @@ def walked(tmp_path_factory):
         environment = {"HOME": str(home), "SPEECHMILL_API": server.url, "PATH": os.environ["PATH"]}
         environment["SPEECHMILL_API_TOKEN_FILE"] = str(home / "token")
         command = ["bash", "-euo", "pipefail", "-c", script]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds(900))
         yield server, done, home
     finally:
         server.stop()
@@ -54,6 +55,7 @@ def watch(small):
     found.stop()
 
 
+@pytest.mark.everyday
 def test_the_walk_through_ends_with_a_published_corpus(walked):
     server, done, home = walked
     assert done.returncode == 0, done.stdout + done.stderr
@@ -67,8 +69,8 @@ def test_the_walk_through_ends_with_a_published_corpus(walked):
 
 
 def jobs_of(server):
-    """Processes of jobs: neither the runner nor Snakemake."""
-    return set(server.of_runs()) - {server.runner(), *server.snakemakes()}
+    """Processes of jobs: neither the supervisor nor Snakemake."""
+    return set(server.of_runs()) - {server.supervisor(), *server.snakemakes()}
 
 
 def hold_enhance(server, attempts):
@@ -101,15 +103,15 @@ def test_a_run_outlives_whoever_works_on_it_is_cancelled_and_goes_on_to_the_same
     server = small
     run_id = server.trigger(config=REQUEST, **{"Idempotency-Key": "small"})
     held = hold_enhance(server, 1)
-    runner, (snakemake,) = server.runner(), server.snakemakes()
+    supervisor, (snakemake,) = server.supervisor(), server.snakemakes()
 
     server.kill()
     server.start()
     assert server.trigger(config=REQUEST, **{"Idempotency-Key": "small"}) == run_id
-    assert (server.runner(), server.snakemakes()) == (runner, [snakemake])
+    assert (server.supervisor(), server.snakemakes()) == (supervisor, [snakemake])
 
-    os.kill(runner, signal.SIGKILL)
-    wait_for(lambda: server.runner() not in (None, runner))
+    os.kill(supervisor, signal.SIGKILL)
+    wait_for(lambda: server.supervisor() not in (None, supervisor))
     wait_for(lambda: server.status(run_id)["state"] == "running")
     assert "lost" in states_of(server, run_id)
     assert server.snakemakes() == [snakemake]
@@ -130,7 +132,7 @@ def test_a_run_outlives_whoever_works_on_it_is_cancelled_and_goes_on_to_the_same
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
     assert server.wait(run_id)["state"] == "cancelled"
-    wait_for(lambda: server.runner() is None)
+    wait_for(lambda: server.supervisor() is None)
     assert server.of_runs() == []
 
     server.post(f"/pipeline/runs/{run_id}/resume")

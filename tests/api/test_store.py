@@ -1,4 +1,4 @@
-"""The table of runs: whatever happens in whatever order, a corpus has one active run, and a run one runner."""
+"""The table of runs: whatever happens in whatever order, a corpus has one active run, and a run one supervisor."""
 
 import json
 import tempfile
@@ -21,7 +21,7 @@ def make_run(dataset="a", key=None, body="x", **about) -> Run:
 
 
 class Runs(RuleBasedStateMachine):
-    """People, runners, kills and the server, in any order; `owned` is who works on which run by our own account."""
+    """People, supervisors, kills and the server, in any order; `owned` is who works on which run by our own account."""
 
     @initialize()
     def begin(self):
@@ -62,8 +62,8 @@ class Runs(RuleBasedStateMachine):
             return
         run = self.store.get(data.draw(st.sampled_from(self.ids)))
         self.number += 1
-        me = f"runner {self.number}"
-        taken = self.store.take(run.id, me, run.runner if is_current else "another", 0, 0.0)
+        me = f"supervisor {self.number}"
+        taken = self.store.claim(run.id, me, run.runner if is_current else "another", 0)
         assert (taken is not None) == (is_current and run.is_active)
         if taken:
             self.owned[run.id] = me
@@ -71,7 +71,7 @@ class Runs(RuleBasedStateMachine):
     @rule(data=st.data(), how=st.sampled_from(["cancel", "drain"]))
     def want(self, data, how):
         if self.ids:
-            run = self.store.want(data.draw(st.sampled_from(self.ids)), how)
+            run = self.store.request_stop(data.draw(st.sampled_from(self.ids)), how)
             assert run.state in (*ENDED, "cancelling", "draining")
 
     @rule(data=st.data(), state=st.sampled_from(ENDED), is_owner=st.booleans())
@@ -97,7 +97,7 @@ class Runs(RuleBasedStateMachine):
     def lose(self, data, for_good):
         if self.owned:
             run_id = data.draw(st.sampled_from(sorted(self.owned)))
-            self.store.lose(run_id, self.owned[run_id], "died", for_good)
+            self.store.mark_lost(run_id, self.owned[run_id], "died", for_good)
             if for_good:
                 del self.owned[run_id]
                 assert self.store.get(run_id).state == for_good
@@ -154,10 +154,10 @@ def at_once(count, work):
     return found
 
 
-def test_of_many_runners_that_want_a_run_at_once_one_gets_it(tmp_path):
+def test_of_many_supervisors_that_want_a_run_at_once_one_gets_it(tmp_path):
     store = Store(tmp_path)
     run = store.create(make_run())
-    taken = at_once(8, lambda number: Store(tmp_path).take(run.id, f"runner {number}", None, 0, 0.0))
+    taken = at_once(8, lambda number: Store(tmp_path).claim(run.id, f"supervisor {number}", None, 0))
     (winner,) = filter(None, taken)
     assert store.get(run.id).runner == winner.runner
 
@@ -195,24 +195,15 @@ def test_runs_are_paged_from_the_newest_without_gaps_while_others_come(tmp_path)
     assert found == expected
 
 
-def test_restarts_count_runners_that_died_without_bringing_anything_forward(tmp_path):
+def test_restarts_count_supervisors_that_died_without_bringing_anything_forward(tmp_path):
     store = Store(tmp_path)
     run = store.create(make_run())
     before = None
     counts = []
     for number, progress in enumerate([0, 0, 0, 3, 3]):
-        counts.append(store.take(run.id, f"r{number}", before, progress, 0.0).restarts)
+        counts.append(store.claim(run.id, f"r{number}", before, progress).restarts)
         before = f"r{number}"
     assert counts == [0, 1, 2, 1, 2]
-
-
-def test_a_run_is_restored_though_its_key_began_another_one_since(tmp_path):
-    store = Store(tmp_path)
-    new = store.create(make_run("b", key="k"))
-    old = make_run("a", key="k", state="succeeded", ended="2026-01-02")
-    assert store.restore(old, "found in its folder")
-    assert store.get(old.id).key is None
-    assert store.of_key("tester", "k") == new
 
 
 def test_failed_runs_are_told_apart_by_whether_a_job_failed(tmp_path):
@@ -220,9 +211,7 @@ def test_failed_runs_are_told_apart_by_whether_a_job_failed(tmp_path):
     for number, final in enumerate(
         [None, {}, {"stages": None}, {"stages": [{"given_up": 0}]}, {"stages": [{"given_up": 2}]}]
     ):
-        store.restore(
-            make_run(f"d{number}", state="failed", final=None if final is None else json.dumps(final)), "found"
-        )
+        store.create(make_run(f"d{number}", state="failed", final=None if final is None else json.dumps(final)))
     assert store.failed_in_jobs() == 1
 
 
@@ -243,6 +232,6 @@ def test_a_second_schedule_run_of_the_same_moment_is_not_taken(tmp_path):
 def test_a_run_that_has_ended_frees_its_corpus(tmp_path, state):
     store = Store(tmp_path)
     run = store.create(make_run())
-    store.take(run.id, "me", None, 0, 0.0)
+    store.claim(run.id, "me", None, 0)
     assert store.end(run.id, "me", state, None, None, {})
     assert store.create(make_run()).id != run.id

@@ -1,21 +1,29 @@
-"""Runners and their keeper where something fails that nobody foresaw; with processes that live, and a Slurm of scripts."""
+"""Supervisors and their keeper where something fails that nobody foresaw; with processes that live, and a Slurm of scripts."""
 
+import errno
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import types
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from speechmill.api import journal, keeper, processes, runner
+from speechmill.api import keeper
 from speechmill.api.keeper import MOST_RESTARTS, PAUSE_SECONDS, Keeper
-from speechmill.api.runner import Runner
+from speechmill.api.service import result_file
 from speechmill.errors import SpeechmillError
-from speechmill.files import write_json
-from speechmill.owner import FILE, this_process
-from speechmill.supervise import LOG
+from speechmill.runlog.run_lock import FILE, read_stop, read_supervisor, request_stop, this_process
+from speechmill.runs import start, supervisor
+from speechmill.runs.leftovers import MARK
+from speechmill.runs.plan import LOG, plan_from
+from speechmill.runs.supervisor import Supervisor
+from speechmill.storage.files import write_json
 
+from ..patience import seconds
 from .quiet import EXAMPLE
 
 QUEUED = "7|RUNNING|speechmill-demo-0_1|n2|None|rule_enhance_wildcards_b7"
@@ -39,24 +47,26 @@ def slurm(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(service, monkeypatch):
-    """A run on Slurm, with a process of it at work."""
-    monkeypatch.setenv(processes.MARK, "")  # and not what a runner in this process leaves
-    monkeypatch.setattr(runner, "unlock", lambda plan: None)
-    monkeypatch.setattr(runner, "LOOK_SECONDS", 0.05)
+def run(service):
+    """A run on Slurm."""
     service.stop(service.store.get(EXAMPLE), "cancel")
     made = service.trigger("tester", "demo", {})
-    plan = json.loads(made.plan) | {"on_slurm": True, "prefix": "speechmill-demo-0", "poll_seconds": 0.05}
-    with service.store._change() as db:
-        db.execute("UPDATE runs SET plan = ? WHERE id = ?", (json.dumps(plan), made.id))
+    change_plan(service, made, on_slurm=True, prefix="speechmill-demo-0", program=[sys.executable, "-c", ""])
     return service.store.get(made.id)
+
+
+def change_plan(service, run, **changes):
+    plan = json.loads(run.plan) | {"poll_seconds": 0.05} | changes
+    with service.store._change() as db:
+        db.execute("UPDATE runs SET plan = ? WHERE id = ?", (json.dumps(plan), run.id))
 
 
 @pytest.fixture
 def at_work(run):
+    """A process of the run that is at work."""
     child = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(600)"],
-        env=os.environ | {processes.MARK: run.id},
+        env=os.environ | {MARK: run.run_dir},
         start_new_session=True,
     )
     yield child
@@ -64,14 +74,23 @@ def at_work(run):
     child.wait()
 
 
-def a_runner(service, run, work, monkeypatch):
-    """A runner that took the run and whose work is `work`."""
-    me = processes.identity()
-    taken = service.store.take(run.id, me, run.runner, 0, 0.0)
-    made = Runner(service.store, taken, me, is_first=True)
-    if work:
-        monkeypatch.setattr(made, "_work", work)
-    return made
+@pytest.fixture
+def supervise(service, monkeypatch):
+    """Runs the supervisor of a run, whose work may be given, in this process; the run after that."""
+
+    def supervised(run, work=None):
+        service.store.claim(run.id, "the supervisor", run.runner, 0)
+        run = service.store.get(run.id)
+        made = Supervisor(plan_from(json.loads(run.plan)), str(result_file(run)))
+        if work:
+            monkeypatch.setattr(made, "work", lambda was_left: work())
+        with suppress(SpeechmillError):
+            made.run()
+        Keeper(service).look()
+        return service.store.get(run.id)
+
+    monkeypatch.setattr("speechmill.runs.supervisor.signal.signal", lambda *_: None)  # this process's own stay
+    return supervised
 
 
 def fails(error):
@@ -82,77 +101,74 @@ def fails(error):
 
 
 @pytest.mark.parametrize("error", [BlockingIOError(11, "no more processes"), RuntimeError("a mistake of ours")])
-def test_what_nobody_foresaw_ends_the_runner_and_not_the_run(service, run, at_work, slurm, monkeypatch, error):
+def test_what_nobody_foresaw_ends_the_supervisor_and_not_the_run(service, run, at_work, slurm, supervise, error):
     with pytest.raises(type(error)):
-        a_runner(service, run, fails(error), monkeypatch).work()
+        supervise(run, fails(error))
     assert service.store.get(run.id).is_active
-    assert at_work.poll() is None  # the next runner waits for it
+    assert at_work.poll() is None  # the next supervisor waits for it
     assert (slurm / "told").read_text() == ""
+    assert read_supervisor(Path(run.run_dir))  # by which the next one knows that something may be left
 
 
-def test_a_journal_that_cannot_be_written_ends_the_runner_and_not_the_run(service, run, monkeypatch):
-    made = a_runner(service, run, lambda: ("succeeded", None), monkeypatch)
-    (made.run_dir / journal.FILE).unlink()
-    (made.run_dir / journal.FILE).mkdir()
-    with pytest.raises(OSError, match=journal.FILE):
-        made.work()
-    assert service.store.get(run.id).is_active
-
-
-def test_a_run_ends_once_nothing_of_it_is_at_work(service, run, at_work, slurm, monkeypatch):
-    a_runner(service, run, fails(SpeechmillError("owner.json cannot be read")), monkeypatch).work()
-    found = service.store.get(run.id)
+def test_a_run_ends_once_nothing_of_it_is_at_work(run, at_work, slurm, supervise):
+    found = supervise(run, fails(SpeechmillError("owner.json cannot be read")))
     assert (found.state, found.last_error) == ("failed", "owner.json cannot be read")
-    assert at_work.wait(10) == -9
+    assert at_work.wait(seconds(60)) == -9
     assert (slurm / "told").read_text() == "scancel --quiet 7\n"
+    assert read_supervisor(Path(run.run_dir)) is None
 
 
-def test_a_slurm_that_does_not_answer_is_waited_for_before_a_run_ends(service, run, slurm, monkeypatch):
+def test_a_machine_that_shuts_down_ends_no_run_whatever_fails_meanwhile(run, at_work, slurm, supervise, monkeypatch):
+    def work(self, was_left):
+        self.stop("drain", by_user=False)
+        raise SpeechmillError("snakemake --unlock failed")
+
+    monkeypatch.setattr(Supervisor, "work", work)
+    assert supervise(run).is_active
+    assert (at_work.poll(), (slurm / "told").read_text()) == (None, "")
+    assert read_supervisor(Path(run.run_dir))
+
+
+def test_a_slurm_that_does_not_answer_is_waited_for_before_a_run_ends(run, slurm, supervise):
     (slurm / "squeue").write_text(
         f"#!/bin/sh\ntest -e {slurm}/asked && exec cat {slurm}/queue; touch {slurm}/asked; exit 1\n"
     )
-    (service.result_folder("demo") / LOG).parent.mkdir()
-    a_runner(service, run, fails(SpeechmillError("no")), monkeypatch).work()
+    supervise(run, fails(SpeechmillError("no")))
     assert (slurm / "told").read_text() == "scancel --quiet 7\n"
-    assert "before the run ends: squeue failed" in (service.result_folder("demo") / LOG).read_text()
+    assert "before the run ends: squeue failed" in (Path(run.run_dir) / LOG).read_text()
 
 
-def test_jobs_of_somebody_elses_snakemake_in_the_folder_are_left_alone(service, run, slurm, monkeypatch):
-    other = vars(this_process()) | {"host": "another"}
-    write_json(service.result_folder("demo") / FILE, other)
-    a_runner(service, run, None, monkeypatch).work()
-    found = service.store.get(run.id)
+def test_jobs_of_somebody_elses_snakemake_in_the_folder_are_left_alone(run, slurm, supervise):
+    write_json(Path(run.run_dir) / FILE, vars(this_process()) | {"host": "another"})
+    found = supervise(run)
     assert (found.state, "end it on another" in found.last_error) == ("failed", True)
     assert (slurm / "told").read_text() == ""
 
 
-def test_jobs_of_a_drained_run_end_by_themselves_though_its_runner_died(service, run, slurm, monkeypatch):
-    service.store.take(run.id, "dead", None, 0, 0.0)
-    service.store.want(run.id, "drain")
+def test_jobs_of_a_drained_run_end_by_themselves_though_its_supervisor_died(service, run, slurm, supervise):
+    service.store.claim(run.id, "dead", None, 0)
+    service.store.request_stop(run.id, "drain")
+    request_stop(Path(run.run_dir), "drain", by="the API")  # as the keeper does
     (slurm / "squeue").write_text(
         f"#!/bin/sh\necho x >> {slurm}/asked; test $(wc -l < {slurm}/asked) -gt 3 && : > {slurm}/queue; cat {slurm}/queue\n"
     )
-    a_runner(service, service.store.get(run.id), None, monkeypatch).work()
-    assert service.store.get(run.id).state == "cancelled"
+    found = supervise(service.store.get(run.id))
+    assert (found.state, service.store.history(run.id)[-1]["why"]) == ("cancelled", "asked to drain")
     assert (slurm / "told").read_text() == ""
+    assert read_stop(Path(run.run_dir)) is None
 
 
-def test_a_run_says_what_its_own_snakemake_said_last_and_nobody_elses(service, run, slurm, monkeypatch):
-    log = service.result_folder("demo") / LOG
+def test_a_run_says_what_its_own_snakemake_said_last_and_nobody_elses(service, run, slurm, supervise):
+    log = Path(run.run_dir) / LOG
     log.parent.mkdir(parents=True)
     log.write_text("a mistake in somebody's Snakefile\n")
-    a_runner(service, run, fails(SpeechmillError("owner.json cannot be read")), monkeypatch).work()
-    assert service.store.get(run.id).last_error == "owner.json cannot be read"
+    found = supervise(run, fails(SpeechmillError("owner.json cannot be read")))
+    assert found.last_error == "owner.json cannot be read"
 
     again = service.store.reopen(run.id, "resumed")
     script = "import sys; '--unlock' in sys.argv and sys.exit(); print('no such rule'); sys.exit(1)"
-    plan = json.loads(again.plan) | {"program": [sys.executable, "-c", script], "on_slurm": False}
-    with service.store._change() as db:
-        db.execute("UPDATE runs SET plan = ? WHERE id = ?", (json.dumps(plan), run.id))
-    made = a_runner(service, service.store.get(run.id), None, monkeypatch)
-    monkeypatch.setattr("speechmill.supervise.signal.signal", lambda *_: None)  # this process's own stay
-    made.work()
-    assert service.store.get(run.id).last_error == "no such rule"
+    change_plan(service, again, program=[sys.executable, "-c", script], on_slurm=False)
+    assert supervise(service.store.get(run.id)).last_error == "no such rule"
 
 
 class Clock:
@@ -162,24 +178,23 @@ class Clock:
 
 
 def looks(made, clock, seconds):
-    """What a keeper does within some seconds: how many runners it starts."""
+    """What a keeper does within some seconds: how many supervisors it starts."""
     begun = 0
     for _ in range(round(seconds)):
         made.look()
         for child, since in made._begun.values():
-            if child:
-                child.wait()
-                begun += since == clock.now
+            child.wait()
+            begun += since == clock.now
         clock.now += 1
     return begun
 
 
 @pytest.fixture
 def false(monkeypatch):
-    monkeypatch.setattr(keeper, "sys", types.SimpleNamespace(executable="/bin/false", stderr=sys.stderr))
+    monkeypatch.setattr(start, "sys", types.SimpleNamespace(executable="/bin/false"))
 
 
-def test_runners_that_cannot_start_are_tried_ever_less_often_and_then_nothing_is_left(
+def test_supervisors_that_cannot_start_are_tried_ever_less_often_and_then_nothing_is_left(
     service, run, at_work, slurm, false, monkeypatch
 ):
     clock, made = Clock(monkeypatch), Keeper(service)
@@ -190,38 +205,58 @@ def test_runners_that_cannot_start_are_tried_ever_less_often_and_then_nothing_is
     looks(made, clock, 3)
     found = service.store.get(run.id)
     assert (found.state, "died" in found.last_error) == ("failed", True)
-    assert at_work.wait(10) == -9
+    assert at_work.wait(seconds(60)) == -9
     assert (slurm / "told").read_text() == "scancel --quiet 7\n"
-    assert journal.runs_of(service.result_folder("demo"))[0].state == "failed"
 
 
-def test_a_cancelled_run_whose_runners_cannot_start_is_cancelled(service, run, at_work, slurm, false, monkeypatch):
-    dead = json.dumps(json.loads(processes.identity()) | {"boot": "earlier"})
-    service.store.take(run.id, dead, None, 0, 0.0)
+def test_a_cancelled_run_whose_supervisors_cannot_start_is_cancelled(service, run, at_work, slurm, false, monkeypatch):
+    service.store.claim(run.id, "dead", None, 0)
     service.stop(service.store.get(run.id), "cancel")
     looks(Keeper(service), Clock(monkeypatch), 20)
     assert service.store.get(run.id).state == "cancelled"
-    assert at_work.wait(10) == -9
+    assert at_work.wait(seconds(60)) == -9
     assert (slurm / "queue").read_text() == ""
 
 
-def test_a_run_whose_folder_could_not_tell_of_it_is_told_of_by_its_runner(service, monkeypatch, capsys):
-    folder = service.result_folder("demo")
-    (folder / journal.FILE).mkdir(parents=True)
-    run = service.trigger("tester", "demo", {})
-    assert service.store.get(run.id).is_active
-    assert f"{run.id} was created, which" in capsys.readouterr().err
-    (folder / journal.FILE).rmdir()
-    monkeypatch.setenv(processes.MARK, "")
-    a_runner(service, run, lambda: ("failed", "why"), monkeypatch).work()
-    assert [(each.id, each.state) for each in journal.runs_of(folder)] == [(run.id, "failed")]
+def test_the_end_of_a_run_is_recorded_once_disk_and_data_base_take_it(
+    service, run, slurm, supervise, monkeypatch, capfd
+):
+    change_plan(service, run, on_slurm=False)
+    full_disk = [OSError(errno.ENOSPC, "No space left on device")] * 70
+    full_data_base = [sqlite3.OperationalError("database or disk is full")]
+    end = service.store.end
 
-    (folder / journal.FILE).rename(folder / "aside")
-    (folder / journal.FILE).mkdir()
-    assert service.resume(run, "tester").state == "queued"
-    assert f"{run.id} was resumed, which" in capsys.readouterr().err
-    (folder / journal.FILE).rmdir()
-    (folder / "aside").rename(folder / journal.FILE)
-    journal.note(folder, "taken", run.id, runner="{}")
-    (told,) = journal.runs_of(folder)
-    assert (told.state, told.ended, told.last_error, told.final) == ("lost", None, None, None)
+    def write(file, value):
+        if file.name == result_file(run).name and full_disk:
+            raise full_disk.pop()
+        write_json(file, value)
+
+    def end_of_run(*given):
+        if full_data_base:
+            raise full_data_base.pop()
+        return end(*given)
+
+    monkeypatch.setattr(supervisor, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(supervisor, "write_json", write)
+    monkeypatch.setattr(service.store, "end", end_of_run)
+    assert supervise(service.store.get(run.id)).is_active
+    assert (Path(run.run_dir) / LOG).read_text().count("No space left on device") == 1
+    assert capfd.readouterr().err.count("database or disk is full") == 1
+    Keeper(service).look()
+    assert service.store.get(run.id).state == "succeeded"
+    assert not (Path(run.run_dir) / result_file(run)).exists()
+
+
+def test_a_run_whose_supervisors_die_without_end_is_failed_and_says_so(service, monkeypatch):
+    run = service.trigger("tester", "demo", {})
+    dead = None
+    for number in range(MOST_RESTARTS + 1):
+        assert service.store.claim(run.id, f"supervisor {number}", dead, 0)
+        dead = f"supervisor {number}"
+    begun = []
+    monkeypatch.setattr(keeper, "open_supervisor", lambda run_dir, *about: begun.append(str(run_dir)))
+    Keeper(service).look()
+    assert run.run_dir not in begun
+    found = service.store.get(run.id)
+    assert found.state == "failed"
+    assert "died" in found.last_error

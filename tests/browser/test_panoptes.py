@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from speechmill.files import read_json
+from speechmill.storage.files import read_json
 
 from ..panoptes import Panoptes
+from ..patience import seconds
 from ..runs import Run, make_corpus, wait_for
 
 
@@ -83,23 +84,23 @@ def run(tmp_path_factory):
 def succeeded(run, panoptes, browser, screenshots):
     """A run of which one job is killed and repeated, and what the page showed meanwhile."""
     page = browser.new_page(viewport={"width": 1100, "height": 1000})
-    process = start(run, panoptes, "--until", "advice")
+    process = start(run, panoptes, "--until", "rank")
     state = run.results / "logs" / "panoptes.json"
-    wait_for(lambda: state.exists() and read_json(state)["workflow"], 120)
+    wait_for(lambda: state.exists() and read_json(state)["workflow"])
     number, name = (read_json(state)[key] for key in ("workflow", "name"))
-    wait_for(lambda: panoptes.jobs(number), 120)
+    wait_for(lambda: panoptes.jobs(number))
     shown = {"number": number, "name": name, "first": jobs(page, panoptes, number)}
-    (killed, *_) = wait_for(lambda: job_processes("enhance.py", process.pid), 120)
+    (killed, *_) = wait_for(lambda: job_processes("enhance.py", process.pid))
     os.kill(killed, signal.SIGKILL)
-    wait_for(lambda: has_job(panoptes, number, "enhance, attempt 2"), 120)
+    wait_for(lambda: has_job(panoptes, number, "enhance, attempt 2"))
     shown["repeated"] = jobs(page, panoptes, number)
     shown["repeated status"] = workflow_status(page, panoptes, name)
     if screenshots:
-        wait_for(lambda: has_job(panoptes, number, "rank"), 120)
+        wait_for(lambda: has_job(panoptes, number, "rank"))
         page.set_viewport_size({"width": 1000, "height": 1150})
         page.goto(f"{panoptes.address}/workflow/{number}")
         page.screenshot(path=screenshots / "panoptes.png")
-    assert process.wait(300) == 0
+    assert process.wait(seconds(300)) == 0
     page.close()
     return shown
 
@@ -109,7 +110,7 @@ def test_a_run_and_its_jobs_go_from_running_to_done(succeeded, panoptes, page):
     assert workflow_status(page, panoptes, succeeded["name"]) == "Done"
     last = jobs(page, panoptes, succeeded["number"])
     assert {status for _, status in last} == {"Done"}
-    assert {"preflight", "manifest", "enhance", "score", "rank", "advice"} <= {name for name, _ in last}
+    assert {"preflight", "manifest", "enhance", "score", "rank"} <= {name for name, _ in last}
     assert "100.00%" in page.locator(".progress-bar").first.inner_text()
 
 
@@ -126,7 +127,7 @@ def test_a_job_that_fails_for_good_is_red_with_its_files_and_log(succeeded, run,
     table = broken.results / "manifest" / "clips-00001.parquet"
     table.write_bytes(b"damaged")
     process = start(broken, panoptes, "--forcerun", "enhance", "--until", "enhance", "--retries", "0")
-    assert process.wait(300) == 1
+    assert process.wait(seconds(300)) == 1
     state = read_json(broken.results / "logs" / "panoptes.json")
     assert state["workflow"] != succeeded["number"]
     assert workflow_status(page, panoptes, state["name"]) == "Error"

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from speechmill import cli
-from speechmill.audit.audit import audit
+from speechmill.analysis.rerank import preview
+from speechmill.audit.results import audit
+from speechmill.cli import main
 from speechmill.report import whatif
-from speechmill.rerank import preview
 
 from ..ranked_run import RankedRun
 
@@ -66,6 +66,7 @@ def violations(page):
     return [(one["id"], [node["target"] for node in one["nodes"]][:3]) for one in found.response["violations"]]
 
 
+@pytest.mark.everyday
 def test_it_loads_without_errors_or_requests_and_hostile_text_stays_text(run, opened):
     page = opened(run.page)
     assert page.title() == "made-up: quality report"
@@ -148,6 +149,17 @@ def test_the_sliders_tell_what_reranking_then_gives(run, opened, capsys):
         assert abs(hours - truth[1]) <= 0.05 + 1e-9  # as rounded
     assert "Exact" in page.locator("#whatif-error").inner_text()
     inside = []
+    of_group = {c.group: 0.0 for c in run.profile.criteria}
+    for criterion in run.profile.criteria:
+        of_group[criterion.group] += run.profile.distance_shares[criterion.metric]
+    shown = dict(
+        zip(
+            page.locator("#whatif-form label code").all_inner_texts(),
+            page.locator("#whatif-form small").all_inner_texts(),
+            strict=True,
+        )
+    )
+    assert shown == {name: f"{100 * share:.0f} % of the distance" for name, share in of_group.items()}
     groups = {one["name"]: one["weight"] for one in json.loads(page.locator("#whatif-data").text_content())["groups"]}
     for threshold in (0.6, 0.7):
         for name in groups:
@@ -164,7 +176,7 @@ def test_the_sliders_tell_what_reranking_then_gives(run, opened, capsys):
     assert yaml.safe_load(shown)["rank"] == {**setting, "weights": pytest.approx(setting["weights"])}
     command = shlex.split(page.locator("#whatif-command").inner_text())
     assert command[:2] == ["speechmill", "rerank"]
-    assert cli.main(["rerank", str(run.folder), *command[3:]]) == 0
+    assert main.main(["rerank", str(run.folder), *command[3:]]) == 0
     assert f"{decided(run, 0.7, groups | {'noise': 0.25})[0]:,}" in capsys.readouterr().out
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from speechmill import hub as client
+from speechmill.utils import retry
 
 from .server import TOKEN, Hub
 
@@ -33,7 +33,7 @@ def serve(monkeypatch) -> Hub:
 def hub(monkeypatch):
     """A Hub of the test's own, and pauses between attempts that are worth no waiting."""
     server = serve(monkeypatch)
-    monkeypatch.setattr(client, "PAUSES", (0.05, 0.2))
+    monkeypatch.setattr(retry, "PAUSES", (0.05, 0.2))
     yield server
     server.close()
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from speechmill.files import read_json, write_json
 from speechmill.publish import repository
-from speechmill.publish.hub import publish_hub, send_batch
 from speechmill.publish.survey import Batch
+from speechmill.publish.to_hub import publish_hub, send_batch
+from speechmill.storage.files import read_json, write_json
 
 from ..runs import ROOT
 from ..unit.published import Run as FolderRun
@@ -81,12 +81,12 @@ class Run(FolderRun):
 PROGRAM = """
 import sys
 from pathlib import Path
-from speechmill import hub
-from speechmill.files import read_json
-from speechmill.publish.hub import publish_hub, send_batch
+from speechmill.publish.to_hub import publish_hub, send_batch
 from speechmill.publish.repository import Repository
 from speechmill.publish.survey import Batch
-hub.PAUSES = (0.05, 0.2)
+from speechmill.storage.files import read_json
+from speechmill.utils import retry
+retry.PAUSES = (0.05, 0.2)
 directory = Path(sys.argv[1])
 run, folder = read_json(directory / "run.json"), directory / "on_hub"
 batches = [Batch(n, Path(r), (Path(e),), "same", "same") for n, e, r in read_json(directory / "tables.json")]

@@ -17,10 +17,11 @@ from itertools import pairwise
 import pyarrow.parquet as pq
 import pytest
 
-from speechmill import hub as client
-from speechmill.files import read_json
 from speechmill.publish import repository
+from speechmill.storage import hub_client as client
+from speechmill.storage.files import read_json
 
+from ..patience import seconds
 from ..runs import ROOT
 from .conftest import with_xet
 from .publishing import NAME, REQUESTS, Run, check, rows_of, sent_and_committed
@@ -97,7 +98,7 @@ def test_a_clip_does_not_move_to_another_split(hub, tmp_path):
 
 def test_many_files_are_committed_in_groups_and_card_and_manifest_come_last(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(repository, "FILES_PER_COMMIT", 5)
-    monkeypatch.setattr("speechmill.publish.hub.FILES_PER_COMMIT", 5)
+    monkeypatch.setattr("speechmill.publish.to_hub.FILES_PER_COMMIT", 5)
     run = Run(tmp_path)
     run.publish()
     check(hub, run)
@@ -129,7 +130,7 @@ LIMITED = {"RateLimit": '"api";r=0;t=3'}, {"Retry-After": "3"}
 
 def test_a_rate_limit_that_is_not_reached_is_not_waited_for(hub, tmp_path, monkeypatch):
     waited = []
-    monkeypatch.setattr(client.time, "sleep", waited.append)
+    monkeypatch.setattr(time, "sleep", waited.append)
     hub.fail("/commit/", status=412, headers={"RateLimit": '"api";r=998;t=290'})
     Run(tmp_path).publish()
     assert 0 < max(waited) < 1
@@ -140,7 +141,7 @@ def test_a_rate_limit_that_is_not_reached_is_not_waited_for(hub, tmp_path, monke
 )
 def test_conflicts_and_limits_of_the_commit_are_waited_out(hub, tmp_path, status, headers, monkeypatch):
     waited = []
-    monkeypatch.setattr(client.time, "sleep", waited.append)
+    monkeypatch.setattr(time, "sleep", waited.append)
     run = Run(tmp_path)
     hub.fail("/commit/", status=status, headers=headers)
     run.publish()
@@ -201,7 +202,7 @@ def test_a_killed_uploader_is_completed_by_the_next(hub, tmp_path):
         process.wait()
         killed += 1
         assert not run.sentinel.exists() or check(hub, run)
-    assert run.process().wait(600) == 0, (run.directory / "log.txt").read_text()[-3000:]
+    assert run.process().wait(seconds(600)) == 0, (run.directory / "log.txt").read_text()[-3000:]
     check(hub, run)
     assert not list(run.folder.glob(".sending-*"))
 
@@ -272,7 +273,7 @@ def test_datasets_loads_and_streams_it_with_decoded_audio(hub, tmp_path):
     content = run.publish()
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     command = [sys.executable, "-c", LOAD, NAME, content["tag"]]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds(900))
     assert done.returncode == 0, done.stderr[-3000:]
     found, scores, splits = json.loads(done.stdout)
     train = {
@@ -305,9 +306,9 @@ def test_the_lowest_supported_client_does_the_same(hub, tmp_path):
         )
     run = Run(tmp_path / "run")
     hub.fail(REQUESTS["commit"], status=504, after=True)
-    assert run.process(str(tmp_path / "old")).wait(600) == 0, (run.directory / "log.txt").read_text()[-3000:]
+    assert run.process(str(tmp_path / "old")).wait(seconds(600)) == 0, (run.directory / "log.txt").read_text()[-3000:]
     check(hub, run)
     assert f"hf_hub/{version}" in hub.agents
     since = len(hub.log)
-    assert run.process().wait(600) == 0
+    assert run.process().wait(seconds(600)) == 0
     assert sent_and_committed(hub, since) == []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from speechmill.errors import SpeechmillError
-from speechmill.hub import HubRefusedError
-from speechmill.publish.hub import check_target
-from speechmill.removal import read_removals, speaker_key
+from speechmill.publish.to_hub import check_target
+from speechmill.ranking.removals import read_removals, speaker_key
+from speechmill.storage.hub_client import HubRefusedError
 
 from .publishing import NAME, Run, check, rows_of
 from .server import Repo
@@ -75,7 +75,7 @@ def test_what_is_published_is_compared_when_it_is_taken_back(hub, tmp_path):
     for _, enhanced, _ in strict.batches:
         enhanced.unlink()
     hub.fail("resolve/.*/data/", method="GET", damage=True)
-    with pytest.raises(SpeechmillError, match="came damaged"):
+    with pytest.raises(SpeechmillError, match="is damaged; run again"):
         strict.publish()
     strict.publish()
     tree = hub.repos[NAME].commits[hub.repos[NAME].main]
@@ -83,7 +83,7 @@ def test_what_is_published_is_compared_when_it_is_taken_back(hub, tmp_path):
         i: t["bytes"] for i, t in strict.truth.items()
     }
     hub.repos.clear()
-    with pytest.raises(SpeechmillError, match=r"cannot be had any more .* enhanced anew"):
+    with pytest.raises(SpeechmillError, match=r"can no longer be downloaded .* enhanced again"):
         strict.publish()
 
 
@@ -96,9 +96,9 @@ def test_preflight_knows_what_was_removed_and_whose_data_set_it_is(hub, tmp_path
     manifest = hub.repos[NAME].commits[hub.repos[NAME].main]["manifest.json"]
     assert "ก" not in manifest.decode()
     assert speaker_key("ก") not in manifest.decode()
-    with pytest.raises(SpeechmillError, match="ranked before clips of it were put on the list"):
+    with pytest.raises(SpeechmillError, match="ranked before some of its clips were added to the list"):
         run.publish(removed={"clips": [next(iter(run.truth))], "speakers": []})
-    with pytest.raises(SpeechmillError, match="holds the data set demo, which other would replace"):
+    with pytest.raises(SpeechmillError, match="has the data set demo, which other would replace"):
         check_target(run.config | {"dataset": "other"}, tmp_path / "anew")
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from speechmill.files import read_json
+from speechmill.storage.files import read_json
 
 from ..runs import SPEECH, Run, make_corpus
 from .conftest import serve
@@ -69,6 +69,7 @@ def kept(corpus, tmp_path_factory):
         hub.close()
 
 
+@pytest.mark.everyday
 def test_batches_are_sent_while_others_are_enhanced_and_a_second_start_writes_nothing(kept):
     first, second, forced = kept.starts
     assert first.jobs["send"] == first.jobs["enhance"] == 3

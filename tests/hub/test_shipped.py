@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import soundfile
 import soxr
 
-from speechmill.files import read_json
+from speechmill.storage.files import read_json
 
 from .. import corpora
 from .server import Repo
@@ -114,10 +114,10 @@ def test_what_common_voice_holds_out_stays_out_of_the_other_corpus_and_its_copie
     scores = pq.read_table(next((second.results / "published" / "dataset" / "scores").iterdir())).to_pylist()
     marks = {row["source_id"]: row["near_duplicate_of"] for row in scores}
     assert marks == {"0": None, "1": theirs["common_voice_th_1.mp3"]["id"], "2": None}
-    assert not second.start("-n").jobs["duplicates"]
+    assert not second.start("-n").jobs["dedup"]
     os.utime(first.results / "ledger" / "duplicates.parquet")  # as when that corpus has grown
     planned = second.start("-n").jobs
-    assert planned["duplicates"] == planned["near_duplicates"] == 1
+    assert planned["dedup"] == 1
     assert planned["enhance"] == 0
 
 
@@ -129,5 +129,5 @@ def test_webdataset_counts_its_samples_while_it_reads_them(hub, tmp_path):
     found = summary(run)
     assert found["clips"]["input"] == sum(found["clips"][s] for s in ("accepted", "rejected", "errored", "duplicate"))
     assert found["errored_by"]["no_audio"] == 1
-    assert any("cut short" in what for what in found["passed_over"])
+    assert any("truncated" in what for what in found["passed_over"])
     assert {row["source_split"] for row in published(run).values()} == {"train"}

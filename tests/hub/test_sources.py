@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from speechmill import hub as client
 from speechmill.errors import SourceError
-from speechmill.files import sha256_bytes, write_json
-from speechmill.hub import HubRefusedError
-from speechmill.manifest import build_manifest, describe_source, plan_of, read_batch, read_batches
 from speechmill.sources import open_source
+from speechmill.sources.manifest import build_manifest, describe_source, plan_of, read_batch
 from speechmill.sources.revision import UNKNOWN, asked_for, current_revision
+from speechmill.storage.files import sha256_bytes, write_json
+from speechmill.storage.hub_client import HubRefusedError
+from speechmill.tables.batches import read_batches
+from speechmill.utils import retry
 
 from .. import corpora
 from ..corpora import configured
@@ -96,7 +97,7 @@ def test_another_configuration_and_one_that_is_not_there(repo, tmp_path):
     assert [f["path"] for f in description["files"]] == ["other/a.parquet"]
     with pytest.raises(SourceError, match='did you mean "other"'):
         listed(hub_config(tmp_path, config="othr"))
-    with pytest.raises(SourceError, match="there are: train, validation"):
+    with pytest.raises(SourceError, match="to some of: train, validation"):
         listed(hub_config(tmp_path, splits=["tset"]))
 
 
@@ -208,7 +209,7 @@ def test_a_wrong_checksum_is_downloaded_once_more(hub, repo, tmp_path, times):
         source.fetch(file, tmp_path / "raw" / "x")
         assert sha256_bytes((tmp_path / "raw" / "x").read_bytes()) == file.sha256
     else:
-        with pytest.raises(SourceError, match="downloaded twice, and its checksum is"):
+        with pytest.raises(SourceError, match="downloaded twice, but its checksum is"):
             source.fetch(file, tmp_path / "raw" / "x")
         assert not list((tmp_path / "raw").iterdir())
 
@@ -216,7 +217,7 @@ def test_a_wrong_checksum_is_downloaded_once_more(hub, repo, tmp_path, times):
 def test_a_file_too_large_for_plain_http_is_said(hub, repo, tmp_path):
     source = open_source(hub_config(tmp_path))
     file = replace(source.list_files().files[0], size=60_000_000_000)
-    with pytest.raises(SourceError, match=r"has 60 GB; over plain HTTP the Hub serves 50 GB at most"):
+    with pytest.raises(SourceError, match=r"has 60 GB, but the Hub serves at most 50 GB over HTTP"):
         source.fetch(file, tmp_path / "raw" / "x")
 
 
@@ -262,36 +263,39 @@ def test_a_new_commit_changes_the_batches_of_its_files_alone(hub, repo, tmp_path
     assert next(iter(changed)).startswith("train-00001")
 
 
+GOAL = "published/UPLOADED.json"
+
+
 def test_a_run_keeps_its_commit_until_it_is_complete(hub, repo, tmp_path):
     """The newest commit is asked for when a run begins anew, not when it goes on."""
     config = hub_config(tmp_path)
     run_dir = tmp_path / "results" / "x"
     said = []
-    first = current_revision(config, run_dir, said.append)
+    first = current_revision(config, run_dir, GOAL, said.append)
     assert first == repo.main
     described = {"state": first, "revision": first, "asked_for": asked_for(config["source"])}
     write_json(run_dir / "source.json", described)
     second = repo.commit({"README.md": b""})
     hub.log.clear()
-    assert current_revision(config, run_dir, said.append) == first
+    assert current_revision(config, run_dir, GOAL, said.append) == first
     assert not hub.log
     write_json(run_dir / "published" / "UPLOADED.json", {"source_revision": "of an earlier commit"})
-    assert current_revision(config, run_dir, said.append) == first
+    assert current_revision(config, run_dir, GOAL, said.append) == first
     write_json(run_dir / "published" / "UPLOADED.json", {"source_revision": first})
-    assert current_revision(config, run_dir, said.append) == second
+    assert current_revision(config, run_dir, GOAL, said.append) == second
     other = hub_config(tmp_path, revision=first[:10])
-    assert current_revision(other, run_dir, said.append) == first
+    assert current_revision(other, run_dir, GOAL, said.append) == first
     assert not said
 
 
 def test_without_a_network_the_last_listing_counts(hub, repo, tmp_path, monkeypatch):
     monkeypatch.setattr("speechmill.sources.revision.MINUTES", 0.001)
-    monkeypatch.setattr(client, "PAUSES", (0.1,))
+    monkeypatch.setattr(retry, "PAUSES", (0.1,))
     config = hub_config(tmp_path)
     hub.close()
     said = []
-    assert current_revision(config, tmp_path / "results" / "x", said.append) == UNKNOWN
-    assert "asked for when the run begins" in said[0]
+    assert current_revision(config, tmp_path / "results" / "x", GOAL, said.append) == UNKNOWN
+    assert "will query the revision again" in said[0]
 
 
 def test_no_token_in_messages_and_addresses_without_queries(hub, repo, tmp_path):

@@ -1,32 +1,37 @@
 """Real Snakemake on a data set of the Hub: fetched while it is enhanced, within a bound, and again when it has grown."""
 
-import os
-import signal
+import shutil
 import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 
-from speechmill.files import read_json
+from speechmill.storage.files import read_json
 
 from .. import corpora
-from ..runs import RESULTS, Run, wait_for
+from ..patience import seconds
+from ..runs import RESULTS, Run, kill_group, wait_for
+from .conftest import serve
 from .server import Repo
 from .test_sources import files_of
 
-FILES = 6
+FILES = 4
+
+
+def make_repo(hub, folder: Path, files: int) -> Repo:
+    """A data set of so many files of two clips."""
+    for number in range(files):
+        corpora.parquet(folder / "data" / f"train-{number:05d}.parquet", 2 * number, 2)
+    made = hub.repos["lab/speech"] = Repo()
+    made.commit(files_of(folder))
+    return made
 
 
 @pytest.fixture
-def repo(hub, tmp_path, request):
-    """A data set of many files of two clips."""
-    for number in range(getattr(request, "param", FILES)):
-        corpora.parquet(tmp_path / "repo" / "data" / f"train-{number:05d}.parquet", 2 * number, 2)
-    made = hub.repos["lab/speech"] = Repo()
-    made.commit(files_of(tmp_path / "repo"))
-    return made
+def repo(hub, tmp_path):
+    return make_repo(hub, tmp_path / "repo", 2)
 
 
 class HubRun(Run):
@@ -75,35 +80,52 @@ def states(run):
     return read_json(run.results / "report" / "summary.json")["clips"]
 
 
-def test_files_are_fetched_within_the_bound_while_others_are_enhanced(hub, repo, tmp_path):
-    sizes = [len(data) for data in repo.commits[repo.main].values()]
-    bound = max(sizes) * 2 + 1000  # of six files, two or three at once
-    run = hub_run(tmp_path / "run", bound)
-    with Watched(run.results / "raw") as disk:
-        done = run.start("--resources", "download_slots=4")
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory):
+    """A run whose files were fetched within a bound, not to be changed: copy it. `disk` is what was there at once."""
+    folder = tmp_path_factory.mktemp("fetched")
+    with pytest.MonkeyPatch.context() as patch:
+        hub = serve(patch)
+        repo = make_repo(hub, folder / "repo", FILES)
+        sizes = [len(data) for data in repo.commits[repo.main].values()]
+        bound = max(sizes) * 2 + 1000  # of four files, two or three at once
+        run = hub_run(folder / "run", bound)
+        with Watched(run.results / "raw") as disk:
+            done = run.start("--resources", "download_slots=2")
+        files = folder / "repo"
+        yield SimpleNamespace(run=run, hub=hub, repo=repo, files=files, sizes=sizes, bound=bound, disk=disk, done=done)
+        hub.close()
+
+
+def test_files_are_fetched_within_the_bound_while_others_are_enhanced(fetched):
+    run, disk, done = fetched.run, fetched.disk, fetched.done
     assert done.jobs["fetch"] == done.jobs["enhance"] == FILES
-    assert disk.bytes <= bound + 5000, (disk.bytes, bound)  # reservations are small files, too
+    assert disk.bytes <= fetched.bound + 5000, (disk.bytes, fetched.bound)  # reservations are small files, too
     assert 2 <= disk.files <= 3  # the next one came while one was being enhanced
-    assert disk.bytes < sum(sizes) / 2
+    assert disk.bytes < sum(fetched.sizes) * 0.8
     assert not (run.results / "raw").exists()
     first = min(i for i, line in enumerate(done.output.splitlines()) if "rule enhance:" in line)
     last = max(i for i, line in enumerate(done.output.splitlines()) if "rule fetch:" in line)
     assert first < last
     counts = states(run)
     assert counts["input"] == 2 * FILES
-    assert read_json(run.results / "source.json")["revision"] == repo.main
+    assert read_json(run.results / "source.json")["revision"] == fetched.repo.main
 
-    # Nothing new: one question after the newest commit, no job.
+
+def test_a_new_commit_costs_what_it_changed_and_the_same_one_nothing(fetched, tmp_path, monkeypatch):
+    run, hub, repo = fetched.run.copy(tmp_path / "run"), fetched.hub, fetched.repo
+    monkeypatch.setattr(repo, "commits", dict(repo.commits))
     hub.log.clear()
     assert "Nothing to be done" in run.start().output
-    assert not hub.requests("resolve|tree")
+    assert not hub.requests("resolve|tree")  # one question after the newest commit
 
-    # A new commit: one file changed, one new. The others keep ids, scores and bytes.
+    # One file changed, one new. The others keep ids, scores and bytes.
     before = run.hashes("scores", "enhanced")
     ids = pq.read_table(run.results / "report" / "ranking.parquet", columns=["id"])["id"].to_pylist()
-    corpora.parquet(tmp_path / "repo" / "data" / "train-00003.parquet", 40, 2)
-    corpora.parquet(tmp_path / "repo" / "data" / f"train-{FILES:05d}.parquet", 50, 2)
-    repo.commit(files_of(tmp_path / "repo"))
+    files = Path(shutil.copytree(fetched.files, tmp_path / "repo"))
+    corpora.parquet(files / "data" / "train-00003.parquet", 40, 2)
+    corpora.parquet(files / "data" / f"train-{FILES:05d}.parquet", 50, 2)
+    repo.commit(files_of(files))
     hub.log.clear()
     done = run.start()
     assert done.jobs["fetch"] == done.jobs["enhance"] == 2
@@ -118,25 +140,20 @@ def test_files_are_fetched_within_the_bound_while_others_are_enhanced(hub, repo,
     assert read_json(run.results / "source.json")["revision"] == repo.main
 
 
-@pytest.mark.parametrize("repo", [3], indirect=True)
-def test_a_run_that_was_killed_goes_on_with_its_commit_and_its_bytes(hub, repo, tmp_path):
-    whole = hub_run(tmp_path / "whole")
-    whole.start()
-    run = hub_run(tmp_path / "run")
+def test_a_run_that_was_killed_goes_on_with_its_commit_and_its_bytes(fetched, tmp_path, monkeypatch):
+    repo, run = fetched.repo, hub_run(tmp_path / "run", fetched.bound)
+    monkeypatch.setattr(repo, "commits", dict(repo.commits))
     process = run.popen()
     wait_for(lambda: list((run.results / "ledger").glob("*.parquet")))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(1)
+    kill_group(process)
     pinned = repo.main
     repo.commit({"README.md": b"moved on"})
     run.start("--unlock")
     run.start()
     assert read_json(run.results / "source.json")["revision"] == pinned
-    assert run.hashes(*RESULTS) == whole.hashes(*RESULTS)
+    assert run.hashes(*RESULTS) == fetched.run.hashes(*RESULTS)
 
 
-@pytest.mark.parametrize("repo", [3], indirect=True)
 def test_a_file_that_cannot_be_had_costs_only_its_own_batches(hub, repo, tmp_path):
     """Refused in the middle of a run: said once, not tried again, and all other batches are scored."""
     hub.fail(r"train-00001\.parquet", method="GET", status=403, times=1000)
@@ -146,15 +163,15 @@ def test_a_file_that_cannot_be_had_costs_only_its_own_batches(hub, repo, tmp_pat
     process = run.popen()
     wait_for((run.results / "source.json").exists)
     hub.faults[0].times = 1000
-    assert process.wait(1200) != 0
+    assert process.wait(seconds(1200)) != 0
     log = (run.directory / "snakemake.log").read_text()
     assert log.count("Error in rule fetch:") == 1
     assert "train-00001.parquet: the Hub refuses" in log
-    assert len(list((run.results / "scores").glob("*.parquet"))) == 2
+    assert len(list((run.results / "scores").glob("*.parquet"))) == 1
     assert not (run.results / "published").exists()
     hub.faults.clear()
     run.start()
-    assert states(run)["input"] == 6
+    assert states(run)["input"] == 4
 
 
 def test_what_is_refused_is_said_before_any_job(hub, repo, tmp_path):
@@ -175,4 +192,4 @@ def test_what_is_refused_is_said_before_any_job(hub, repo, tmp_path):
 
 def test_a_file_larger_than_the_bound_is_named(repo, tmp_path):
     done = hub_run(tmp_path / "run", 1000).start(check=False)
-    assert "download.max_gb allows 1e-06: raise it" in done.output
+    assert "but download.max_gb is 1e-06; raise download.max_gb" in done.output

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from speechmill import bucket
 from speechmill.config import validate_config
 from speechmill.errors import ClipError, ConfigError, SourceError
-from speechmill.manifest import build_manifest, describe_source, plan_of, read_batch
+from speechmill.ranking.index import is_table
 from speechmill.sources import open_source
+from speechmill.sources.manifest import build_manifest, describe_source, plan_of, read_batch
+from speechmill.storage import s3 as storage
+from speechmill.storage.run_folder import RUN, run_folder
 
 from ..runs import ROOT, make_corpus
 from .conftest import KEY, SECRET_KEY
@@ -22,7 +24,7 @@ from .conftest import KEY, SECRET_KEY
 def account(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ENDPOINT_URL": s3.meta.endpoint_url, "ACCESS_KEY": KEY, "SECRET_KEY": SECRET_KEY}.items():
         monkeypatch.setenv(f"SNAKEMAKE_STORAGE_S3_{name}", value)
-    bucket._client.cache_clear()
+    storage._client.cache_clear()
 
 
 def upload(s3: Any, folder: Path, prefix: str) -> str:
@@ -93,9 +95,9 @@ def test_another_content_is_another_fingerprint(s3: Any, tmp_path: Path) -> None
 
 def test_what_cannot_be_read_is_said(s3: Any, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"s3://nowhere/at-all.*NoSuchBucket"):
-        list(bucket.objects("s3://nowhere/at-all"))
+        list(storage.objects("s3://nowhere/at-all"))
     given = {"dataset": "tiny", "source": {"kind": "parquet", "path": "s3://corpora/a.parquet"}}
-    with pytest.raises(ConfigError, match="only folders of audio files"):
+    with pytest.raises(ConfigError, match="cannot be read from a bucket"):
         open_source(validate_config(given, ROOT / "config"))
 
 
@@ -104,24 +106,41 @@ def test_a_folder_of_a_run_is_there_in_the_block_and_its_changes_are_stored(
 ) -> None:
     for name in ("kept.json", "removed.json", "declared.tsv"):
         s3.put_object(Bucket="corpora", Key=f"results/tiny/manifest/{name}", Body=b"old")
-    stored = {found.path: found for found in bucket.objects("s3://corpora/results/tiny/manifest")}
-    monkeypatch.setenv(bucket.RUN, "s3://corpora/results/tiny")
+    stored = {found.path: found for found in storage.objects("s3://corpora/results/tiny/manifest")}
+    monkeypatch.setenv(RUN, "s3://corpora/results/tiny")
     folder = tmp_path / "manifest"
-    with bucket.kept(folder, lambda name: name != "declared.tsv"):
+    with run_folder().keeping(folder, lambda name: name != "declared.tsv"):
         assert sorted(path.name for path in folder.iterdir()) == ["kept.json", "removed.json"]
         (folder / "removed.json").unlink()
         (folder / "new.json").write_text("new")
         (folder / "declared.tsv").write_text("stored by Snakemake")
-    after = {found.path: found for found in bucket.objects("s3://corpora/results/tiny/manifest")}
+    after = {found.path: found for found in storage.objects("s3://corpora/results/tiny/manifest")}
     assert sorted(after) == ["declared.tsv", "kept.json", "new.json"]
     assert after["kept.json"] == stored["kept.json"]  # its time, too: jobs that read it are not repeated
-    assert bucket.read("s3://corpora/results/tiny/manifest", "declared.tsv") == b"old"
+    assert storage.read("s3://corpora/results/tiny/manifest", "declared.tsv") == b"old"
 
 
 def test_nothing_is_stored_of_a_block_that_fails(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(bucket.RUN, "s3://corpora/results/failing")
-    with pytest.raises(ValueError), bucket.kept(tmp_path / "manifest", lambda name: True):  # noqa: PT011
+    monkeypatch.setenv(RUN, "s3://corpora/results/failing")
+    with pytest.raises(ValueError), run_folder().keeping(tmp_path / "manifest", lambda name: True):  # noqa: PT011
         (tmp_path / "manifest").mkdir(exist_ok=True)
         (tmp_path / "manifest" / "half.json").write_text("half")
         raise ValueError
-    assert not list(bucket.objects("s3://corpora/results/failing"))
+    assert not list(storage.objects("s3://corpora/results/failing"))
+
+
+def test_copies_of_an_earlier_job_do_not_hide_what_is_missing_in_the_bucket(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.put_object(Bucket="corpora", Key="results/stale/ranking/a.parquet", Body=b"new")
+    monkeypatch.setenv(RUN, "s3://corpora/results/stale")
+    folder = tmp_path / "ranking"
+    folder.mkdir()
+    for name in ("a.parquet", "lost.parquet", "ranked.tsv"):
+        (folder / name).write_text("old")
+    assert run_folder().states(folder).keys() == {"a.parquet"}
+    assert run_folder().states(folder)["a.parquet"][0] == len(run_folder().read_text(folder / "a.parquet")) == 3
+    with run_folder().keeping(folder, is_table):
+        assert {path.name: path.read_text() for path in folder.iterdir()} == {"a.parquet": "new", "ranked.tsv": "old"}
+        (folder / "lost.parquet").write_text("old")
+    assert storage.read("s3://corpora/results/stale/ranking", "lost.parquet") == b"old"

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from ..hub.server import TOKEN, Hub
+from ..patience import seconds
 from ..runs import ROOT, make_corpus
 from .cluster import Cluster
 from .conftest import KEY, SECRET_KEY
@@ -73,7 +74,7 @@ class KubernetesRun:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=1800,
+            timeout=seconds(1800),
         )
         output = done.stdout + done.stderr
         logs = [(log.parent.name, log.read_text(errors="replace")) for log in self.cluster.folder.glob("*/log")]

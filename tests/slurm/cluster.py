@@ -1,6 +1,6 @@
 """A real Slurm cluster on this one machine, for the tests and to try profiles/slurm.
 
-    python tests/slurm/cluster.py start | stop | status
+    python -m tests.slurm.cluster start | stop | status
 
 munge, MariaDB, slurmdbd, slurmctld and three slurmd nodes with two GPUs each, where a GPU is a character device
 that nothing can compute with: jobs hold it, and run on the CPU (`device: cpu`). Needs root on Debian or Ubuntu and
@@ -25,6 +25,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from ..patience import seconds
 
 STATE = Path("/var/tmp/speechmill-slurm")
 ETC = Path("/etc/slurm")
@@ -159,7 +161,7 @@ def start() -> None:
 def stop(keep_logs: bool = False) -> None:
     """End every process of the cluster and remove all that it wrote."""
     if (STATE / "slurmctld.pid").exists() and shutil.which("scancel"):
-        subprocess.run(["scancel", "--user=root", "--full"], capture_output=True, timeout=30, check=False)
+        subprocess.run(["scancel", "--user=root", "--full"], capture_output=True, timeout=seconds(30), check=False)
     # slurmstepd before slurmd: it would report to it. The database last: slurmdbd flushes to it.
     for pattern in (r"^slurmctld\b", r"^slurmstepd\b", r"^slurmd\b.* -N", r"^slurmdbd\b", "^munged .*" + str(STATE)):
         _end(pattern)
@@ -260,7 +262,7 @@ def _start_database() -> None:
 
 
 def _run(*command: str, accept: str | None = None) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds(120), check=False)
     output = done.stdout + done.stderr
     if done.returncode and not (accept and accept in output):
         raise ClusterError(f"{' '.join(command[:4])} failed: {output.strip()[-2000:]}")
@@ -268,7 +270,7 @@ def _run(*command: str, accept: str | None = None) -> None:
 
 def _ok(*command: str) -> bool:
     try:
-        return subprocess.run(command, capture_output=True, timeout=15, check=False).returncode == 0
+        return subprocess.run(command, capture_output=True, timeout=seconds(15), check=False).returncode == 0
     except subprocess.TimeoutExpired:
         return False
 

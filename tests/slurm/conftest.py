@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from speechmill import slurm
-from speechmill.attempts import read_attempts
+from speechmill.cluster import slurm
+from speechmill.runlog.attempts import read_attempts
 
 from ..panoptes import Panoptes
+from ..patience import seconds
 from ..runs import ROOT, Finished, Run, make_corpus, wait_for
 from . import cluster
 
@@ -68,7 +69,7 @@ class SlurmRun(Run):
             env=self.environment() | {"HF_TOKEN": "a-secret-token"},
             capture_output=True,
             text=True,
-            timeout=1800,
+            timeout=seconds(1800),
             check=False,
         )
         assert done.returncode == 0 or not check, (done.stdout + done.stderr)[-6000:]
@@ -96,7 +97,13 @@ class SlurmRun(Run):
         command = [sys.executable, "-m", "speechmill", *arguments]
         environment = self.environment()
         return subprocess.run(
-            command, cwd=self.directory, env=environment, capture_output=True, text=True, timeout=900, check=False
+            command,
+            cwd=self.directory,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=seconds(900),
+            check=False,
         )
 
     def end(self, status: int = 0, seconds: float = 1200) -> str:

@@ -5,13 +5,11 @@ import signal
 
 import pytest
 
-from speechmill import slurm
+from speechmill.cluster import slurm
 
 from ..api.servers import Server
 from ..runs import wait_for
 from .test_faults import no_two_at_once, settled
-
-pytestmark = pytest.mark.runs
 
 
 class SlurmServer(Server):
@@ -39,14 +37,14 @@ def test_cancel_leaves_neither_a_process_nor_a_slurm_job(server, run):
     assert server.post(f"/pipeline/runs/{run_id}/cancel").status_code == 202
     assert server.wait(run_id)["state"] == "cancelled"
     assert not alive(run)
-    wait_for(lambda: not server.of_runs(), 30)  # linuxproc loses sight of processes whose parent has ended
+    wait_for(lambda: not server.of_runs())  # linuxproc loses sight of processes whose parent has ended
 
 
-def test_server_runner_and_snakemake_are_killed_and_slurms_jobs_are_not_repeated(server, run, finished):
+def test_server_supervisor_and_snakemake_are_killed_and_slurms_jobs_are_not_repeated(server, run, finished):
     run_id = server.trigger()
     frozen = run.freeze("enhance", 3)
     server.kill()
-    for pid in (server.runner(), *server.snakemakes()):
+    for pid in (server.supervisor(), *server.snakemakes()):
         os.kill(pid, signal.SIGKILL)
     server.start()
     wait_for(lambda: "lost" in [change["state"] for change in server.status(run_id)["state_history"]])

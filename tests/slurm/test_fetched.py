@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from speechmill.attempts import read_attempts
-from speechmill.files import read_json
+from speechmill.runlog.attempts import read_attempts
+from speechmill.storage.files import read_json
 
 from .. import corpora
 from ..hub.server import TOKEN, Hub, Repo

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from speechmill.joblog import read
+from speechmill.runlog.joblog import read
 
 from ..runs import RESULTS, ROOT
 from . import cluster

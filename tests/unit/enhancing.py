@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from speechmill.engine import pad
+from speechmill.engine.tensors import pad
 from speechmill.enhance import Enhancer
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import soundfile as sf
 import torch
 
-from speechmill.engine import pad
+from speechmill.audio.vad import SileroVad
+from speechmill.engine.tensors import pad
 from speechmill.metrics import ClipBatch
-from speechmill.vad import SileroVad
 
 RATE = 16_000
 SPEECH = Path(__file__).parents[2] / "demo" / "speech"

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
-from speechmill.files import sha256_file
-from speechmill.publish.folder import publish_folder
 from speechmill.publish.survey import Batch
+from speechmill.publish.to_folder import publish_folder
 from speechmill.ranking.profile import Criterion, FrozenProfile, Gate, _hash
-from speechmill.shards import ENHANCED, RANKING, with_models, write_table
+from speechmill.storage.files import sha256_file
+from speechmill.tables.parquet_io import write_table
+from speechmill.tables.schemas import ENHANCED, RANKING, with_models
 
 RATE = 16000
 METRICS = ["snr_db", "dnsmos_p808", "input_snr_db"]

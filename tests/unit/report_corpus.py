@@ -8,7 +8,8 @@ import pyarrow as pa
 from speechmill.audio.encode import encode_flac
 from speechmill.ranking.profile import Criterion, FrozenProfile, Gate, _hash
 from speechmill.report.page import make_report
-from speechmill.shards import ENHANCED, RANKING, write_table
+from speechmill.tables.parquet_io import write_table
+from speechmill.tables.schemas import ENHANCED, RANKING
 
 RATE = 16_000
 EVIL = "</script><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>\"'&\x00"

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from speechmill import owner
-from speechmill.attempts import FILE
+from speechmill.runlog import run_lock
+from speechmill.runlog.attempts import FILE
 
-OUTPUT = {"enhance": "ledger/{}.enhance.parquet", "score": "scores/{}.parquet", "rank": "ranking/{}.parquet"}
+OUTPUT = {"enhance": "ledger/{}.enhance.parquet", "score": "scores/{}.parquet", "rank": "ranking/ranked.tsv"}
 OUTPUT |= {"report": "report/summary.json", "publish": "published/UPLOADED.json"}
 
 
@@ -57,9 +57,9 @@ class Account:
 
     def own(self, alive: bool = True) -> None:
         """As if this process, or a dead one, were its Snakemake."""
-        owner.claim(self.run_dir)
+        run_lock.claim(self.run_dir)
         if not alive:
-            path = self.run_dir / owner.FILE
+            path = self.run_dir / run_lock.FILE
             path.write_text(path.read_text().replace(f'"pid": {os.getpid()}', '"pid": 1'))
 
     def time(self, at: float) -> str:

@@ -55,6 +55,7 @@ def failure(**changes):
         "node": "gpu-17",
         "error_class": "DeviceError",
         "reason": "the GPU is gone",
+        "failure": "device_lost",
         "log": "/data/results/demo/logs/batches/b0.log",
         "lines": ["Xid 79", "the GPU is gone"],
         "given_up": True,
@@ -96,17 +97,15 @@ def test_an_account_of_an_older_version_knows_less_of_a_failure():
     assert "not known" in found(account(given_up=[bare]))["failed:enhance"].body
 
 
-@pytest.mark.parametrize("words", ["No space left on device", "Disk quota exceeded"])
-def test_a_job_that_failed_of_a_full_disk_is_told_as_that(words):
-    for failed in (failure(reason=f"OSError: {words}"), failure(lines=[f"OSError: {words}: 'x'"])):
-        assert found(account(given_up=[failed])).keys() == {"started", "disk"}
+@pytest.mark.parametrize(("code", "cause"), [("no_space", "disk"), ("hub_refused", "hub")])
+def test_the_recorded_code_tells_the_causes_apart(code, cause):
+    assert found(account(given_up=[failure(stage="send", failure=code)])).keys() == {"started", cause}
 
 
-def test_what_the_hub_refused_is_told_as_that():
-    refused = failure(stage="send", error_class="HubRefusedError", reason="me/x: this token may not write there")
-    assert found(account(given_up=[refused])).keys() == {"started", "hub"}
-    unanswered = failure(stage="send", error_class="SourceError", reason="the Hub gave no answer for 120 minutes")
-    assert found(account(given_up=[unanswered])).keys() == {"started", "failed:send"}
+def test_words_of_a_message_make_no_cause():
+    words = "the Hub refuses: No space left on device, HubRefusedError"
+    failed = failure(stage="send", failure="program", reason=words, lines=[words])
+    assert found(account(given_up=[failed])).keys() == {"started", "failed:send"}
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from speechmill import joblog
-from speechmill.attempts import FILE, AttemptLog, failure_text, given_up, read_attempts
-from speechmill.events import Start
+from speechmill.runlog import joblog
+from speechmill.runlog.attempts import FILE, AttemptLog, failure_text, given_up, read_attempts
+from speechmill.runlog.snakemake_events import Start
 
 
 class Snakemake:
@@ -90,9 +90,11 @@ def test_a_job_that_ends_well_is_told_with_what_it_asked_for_and_used(snakemake)
 def test_the_error_of_a_job_is_its_reason_and_its_lines_are_quoted(snakemake, capsys):
     log = snakemake.describe(1, "enhance", batch="b0")
     error = {"level": "error", "text": "disk full", "error_class": "SpeechmillError"}
-    write(log, begin("enhance"), {"text": "half way"}, error, {"event": "end", "status": "failed", "seconds": 1})
+    end = {"event": "end", "status": "failed", "failure": "no_space", "seconds": 1}
+    write(log, begin("enhance"), {"text": "half way"}, error, end)
     snakemake.fail(1)
     (failed,) = snakemake.lines("failed")
+    assert failed["failure"] == "no_space"
     assert (failed["reason"], failed["error_class"]) == ("disk full", "SpeechmillError")
     assert failed["log"].endswith("logs/batches/b0.log")
     assert [line[9:] for line in failed["lines"]][1:] == ["half way", "error: SpeechmillError: disk full"]
@@ -110,6 +112,7 @@ def test_a_killed_job_keeps_its_log_and_slurms_reason(snakemake, tmp_path):
     (failed,) = snakemake.lines("failed")
     assert failed["slurm_job"] == "77"
     assert failed["reason"] == "slurmstepd: error: Detected 1 oom_kill event"
+    assert failed["failure"] == "out_of_memory"
     assert failed["log"] == str(slurm_log)
     assert failed["lines"][-1].endswith("| a word of a library")
     story = joblog.read(tmp_path / "logs" / "batches" / "b0.log")
@@ -126,7 +129,8 @@ def test_one_that_never_began_is_not_told_by_its_predecessor(snakemake, tmp_path
     snakemake.submit(2, 78)
     write(log, begin("enhance", slurm_job="77"), {"level": "error", "text": "of another Slurm job"})
     snakemake.fail(2)
-    assert [line["reason"] for line in snakemake.lines("failed")] == ["it never began", "it never began"]
+    assert [line["reason"] for line in snakemake.lines("failed")] == ["the job did not start"] * 2
+    assert [line["failure"] for line in snakemake.lines("failed")] == ["not_started"] * 2
 
 
 def test_what_ended_after_its_snakemake_had_died_is_told_by_the_next(snakemake):
@@ -209,10 +213,10 @@ def test_a_full_disk_costs_lines_but_not_the_run(snakemake, monkeypatch, capsys)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("speechmill.attempts.os.write", full)
+    monkeypatch.setattr("speechmill.runlog.attempts.os.write", full)
     snakemake.describe(1, "publish")
     snakemake.account.end()
-    assert capsys.readouterr().err.count("the account of the run has gaps") == 1
+    assert capsys.readouterr().err.count("the attempt log is incomplete") == 1
 
 
 def test_a_terminal_that_is_gone_costs_nothing(snakemake, monkeypatch):
@@ -235,13 +239,42 @@ def test_a_log_that_cannot_be_read_costs_no_event(snakemake):
     (failed,) = snakemake.lines("failed")
     assert failed["given_up"]
     assert failed["reason"].startswith("its log cannot be read")
+    assert failed["failure"] == "unknown"
 
 
 def test_a_job_whose_files_are_not_seen_did_not_die(snakemake):
     log = snakemake.describe(1, "enhance", batch="b0")
     write(log, begin("enhance"), {"event": "end", "status": "done", "seconds": 1})
     snakemake.fail(1)
-    assert "ended well" in snakemake.lines("failed")[0]["reason"]
+    (failed,) = snakemake.lines("failed")
+    assert "an expected output file is missing" in failed["reason"]
+    assert failed["failure"] == "missing_output"
+
+
+@pytest.mark.parametrize(
+    ("printed", "failure"),
+    [
+        ("", "killed"),
+        ("OSError: [Errno 28] No space left on device: 'x'", "no_space"),
+        ("OSError: [Errno 122] Disk quota exceeded: 'x'", "no_space"),
+        ("a clip of the data set says: oom_kill DUE TO TIME LIMIT", "killed"),  # not Slurm's word
+    ],
+)
+def test_a_job_without_a_record_of_its_end_is_classified_by_what_was_printed(snakemake, printed, failure):
+    log = snakemake.describe(1, "enhance", batch="b0")
+    write(log, begin("enhance"), f"{printed}\n")
+    snakemake.fail(1)
+    assert snakemake.lines("failed")[0]["failure"] == failure
+
+
+def test_slurms_time_limit_is_a_timeout_though_the_job_was_killed(snakemake, tmp_path):
+    log = snakemake.describe(1, "enhance", local=False, batch="b0")
+    snakemake.submit(1, 77)
+    write(log, begin("enhance", slurm_job="77"))
+    slurm_log = tmp_path / "slurm_logs" / "77.log"
+    write(slurm_log, "slurmstepd: error: *** JOB 77 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***\n")
+    snakemake.fail(1, [log, slurm_log])
+    assert snakemake.lines("failed")[0]["failure"] == "timeout"
 
 
 def test_text_of_a_failure_names_work_and_place():

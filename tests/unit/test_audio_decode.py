@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import struct
 import subprocess
@@ -385,7 +386,56 @@ def test_refusals() -> None:
         assert caught.value.error_class == "non_finite"
     for value in (-2e4, 1e9):
         assert error_class(encoded(np.array([0, value, 0], np.float32), subtype="FLOAT")) == "out_of_range"
-    assert np.abs(decode(encoded(np.full(9, 3, np.float32), subtype="FLOAT"), LIMITS).samples).max() == 3
+    assert np.abs(decode(encoded(np.full(9, 3.5, np.float32), subtype="FLOAT"), LIMITS).samples).max() == 3.5
+
+
+@pytest.mark.parametrize(("bits", "level"), [(16, 1), (16, 1e-3), (24, 1), (32, 1)])
+def test_samples_on_the_scale_of_integers_are_errored_whatever_their_level(bits: int, level: float) -> None:
+    samples = np.rint(tone(1) * level * 2 ** (bits - 1)).astype(np.float32)
+    scale = 16 if level < 1 else bits  # a quiet clip could be of any
+    for kind in ("WAV", "CAF"):
+        with pytest.raises(ClipError, match=rf"scale of {scale}-bit integers.* volume=1/{2 ** (scale - 1)} ") as caught:
+            decode(encoded(samples, kind=kind, subtype="FLOAT"), LIMITS)
+        assert caught.value.error_class == "out_of_range"
+    resampled = samples * np.float32(0.99)  # no longer whole numbers
+    if np.abs(resampled).max() > 8:
+        assert error_class(encoded(resampled, subtype="FLOAT")) == "out_of_range"
+
+
+def test_channels_of_opposite_phase_are_not_averaged() -> None:
+    left = tone(1)
+    stereo = encoded(np.stack([left, -0.5 * left], 1), subtype="FLOAT")
+    for mode, channel in (("mean", "1"), ("first", "1"), ("loudest", "1")):
+        clip = decode(stereo, LIMITS, mode)
+        np.testing.assert_array_equal(clip.samples, left)
+        assert (clip.channel, clip.channels) == (channel, 2)
+        assert clip.correlation == pytest.approx(-1)
+    assert clip.pcm_sha256 == decode(encoded(left, subtype="FLOAT"), LIMITS).pcm_sha256
+    swapped = encoded(np.stack([-0.5 * left, left], 1), subtype="FLOAT")
+    assert decode(swapped, LIMITS).channel == decode(swapped, LIMITS, "loudest").channel == "2"
+    np.testing.assert_array_equal(decode(swapped, LIMITS).samples, left)
+    np.testing.assert_array_equal(decode(swapped, LIMITS, "first").samples, np.float32(-0.5) * left)
+
+
+def test_correlation_and_choice_of_channels() -> None:
+    random = np.random.default_rng(0)
+    a, b = random.normal(0, 0.1, (2, RATE)).astype(np.float32)
+    for channels, mode, channel, correlation in (
+        ([a], "mean", "1", None),
+        ([a, a], "mean", "mean", 1.0),
+        ([a, b], "mean", "mean", 0.0),
+        ([a, 2 * b], "loudest", "2", 0.0),
+        ([a + 0.5, 2 * a - 0.5], "mean", "mean", 1.0),  # an offset is no sound
+        ([a, 0 * a], "mean", "mean", None),
+        ([a, 0 * a + 0.25], "loudest", "1", None),
+        ([2 * a, b, -a, a], "mean", "1", -1.0),
+        ([a, a, b], "first", "1", 0.0),
+    ):
+        clip = decode(encoded(np.stack(channels, 1), subtype="FLOAT"), LIMITS, mode)
+        assert clip.channel == channel, (mode, correlation)
+        assert clip.correlation == pytest.approx(
+            math.nan if correlation is None else correlation, abs=0.02, nan_ok=True
+        )
 
 
 def test_paths_that_are_no_files(tmp_path: Path) -> None:

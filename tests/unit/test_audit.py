@@ -10,13 +10,13 @@ from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
 from speechmill.audit.agreement import answers_needed, cohen_kappa, fleiss_kappa, weighted_share
-from speechmill.audit.audit import audit
-from speechmill.audit.text import audit_text
+from speechmill.audit.results import audit
+from speechmill.audit.results_text import audit_text
 from speechmill.audit.threshold import best_threshold
-from speechmill.cli import main
+from speechmill.cli.main import main
 from speechmill.errors import SpeechmillError
-from speechmill.files import write_json
 from speechmill.report.audit_sample import choose_audit
+from speechmill.storage.files import write_json
 
 from .test_audit_sample import THRESHOLD, make_rows, write
 
@@ -192,7 +192,7 @@ def test_an_audit_that_agrees_gives_no_reason_to_move(run, tmp_path):
     found = audit(run, [sheet])
     assert found["advice"]["verdict"] == "keep"
     assert "command" not in found["advice"]
-    assert "gives no reason to move it from 0.6" in audit_text(found)
+    assert "gives no reason to change 0.6" in audit_text(found)
 
 
 def test_weighted_shares_are_those_of_the_corpus_and_not_of_the_sample(tmp_path):
@@ -291,7 +291,7 @@ def test_a_sheet_of_another_profile_is_judged_by_the_ranking_of_today(tmp_path):
     moved = [row | ({"state": "rejected", "criterion": "removed"} if row["id"] in gone else {}) for row in make_rows()]
     found = audit(make_run(run, moved), [sheet])
     assert len(found["clips"]) == 38
-    assert [("another profile" in one, "2 clips are no longer" in one) for one in found["remarks"]] == [
+    assert [("another profile" in one, "left out 2 clips" in one) for one in found["remarks"]] == [
         (True, False),
         (False, True),
     ]
@@ -301,7 +301,7 @@ def test_a_sheet_of_another_profile_is_judged_by_the_ranking_of_today(tmp_path):
 def test_a_sheet_that_was_saved_twice_is_noticed(run, tmp_path):
     drawn = {row["id"]: "yes" for row in sampled(run, 5)}
     sheets = [make_sheet(tmp_path / f"audit{n}.json", drawn, listener="  Ann ") for n in range(2)]
-    with pytest.raises(SpeechmillError, match=r"Ann answered clip .* in another of the sheets too"):
+    with pytest.raises(SpeechmillError, match=r"Ann answered clip .* in another sheet too"):
         audit(run, sheets)
     unnamed = [make_sheet(tmp_path / f"audit{n}.json", drawn, listener=None) for n in range(2)]
     assert "one sheet saved twice?" in audit(run, unnamed)["remarks"][0]
@@ -324,10 +324,10 @@ CLIP = {"id": "0" * 24, "fit": "yes", "better": None}
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"{", "it is no JSON"),
-        (b"\xff\xfe", "it is no JSON"),
-        (b"[" * 50_000, "it is no JSON"),
-        (b'{"threshold": NaN}', "it is no JSON"),
+        (b"{", "it is not valid JSON"),
+        (b"\xff\xfe", "it is not valid JSON"),
+        (b"[" * 50_000, "it is not valid JSON"),
+        (b'{"threshold": NaN}', "it is not valid JSON"),
         (b" " * 1_000_001, "more than 1,000,000 bytes"),
         (b"[]", "is not of type 'object'"),
         ({"format": "other"}, "in format"),
@@ -337,7 +337,7 @@ CLIP = {"id": "0" * 24, "fit": "yes", "better": None}
         ({"clips": [CLIP | {"fit": "maybe"}]}, "in clips 0 fit"),
         ({"clips": [CLIP | {"id": "../x"}]}, "in clips 0 id"),
         ({"clips": [CLIP | {"closeness": 1}]}, "'closeness' was unexpected"),
-        ({"clips": [CLIP, CLIP]}, f"clip {'0' * 24} is there twice"),
+        ({"clips": [CLIP, CLIP]}, f"clip {'0' * 24} occurs twice"),
         ({"clips": [CLIP | {"id": f"{n:024x}"} for n in range(201)]}, "in clips"),
         ({"clips": [CLIP]}, f"has no clip {'0' * 24}"),
         ({"dataset": "other\x1b[1m"}, "is a sheet of other [1m, the run is demo"),

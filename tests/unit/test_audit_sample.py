@@ -11,7 +11,8 @@ import pytest
 from speechmill.report.audit_sample import FORMAT, audit_sheet, choose_audit
 from speechmill.report.examples import Example, Player, load_examples
 from speechmill.report.summary import merge_ranking
-from speechmill.shards import ranking_schema, write_table
+from speechmill.tables.parquet_io import write_table
+from speechmill.tables.schemas import ranking_schema
 
 from .report_corpus import Corpus
 

@@ -1,6 +1,7 @@
 """Who is filtered out: against pandas and scipy on random corpora, and in bounded memory."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, chi2_contingency
 from scipy.stats.contingency import association as scipy_association
 
-from speechmill.ledger import STATES
+from speechmill.ranking.states import STATES
 from speechmill.report.breakdown import BINS, CHANCE, COLUMNS, SHOWN, Breakdown, association, breakdown_of
+from speechmill.report.parts import Part, Piece
 from speechmill.report.summary import overview
-from speechmill.shards import RANKING, write_table
+from speechmill.tables.parquet_io import write_table
+from speechmill.tables.schemas import RANKING
 
 SCHEMA = pa.schema([field for field in RANKING if field.name in COLUMNS])
 DOCUMENTED_BINS = [0, 1, 2, 3, 5, 8, 12, 20, 30, np.inf]
@@ -46,7 +49,8 @@ def corpus(clips=3_000, seed=1):
 def filled(frame, parts=5, most=1_000):
     found = Breakdown(most)
     for part in np.array_split(np.arange(len(frame)), parts):
-        found.add(pa.Table.from_pandas(frame.iloc[part], schema=SCHEMA, preserve_index=False))
+        table = pa.Table.from_pandas(frame.iloc[part], schema=SCHEMA, preserve_index=False)
+        found.add(Part([Piece(Path("b"), len(table))], table))
     return found
 
 

@@ -16,7 +16,7 @@ from speechmill.metrics import Metric
 from speechmill.publish import card, survey
 from speechmill.publish.figure import FIGURE
 from speechmill.publish.survey import Batch
-from speechmill.shards import write_table
+from speechmill.tables.parquet_io import write_table
 
 from .published import EVIL, METRICS, Run
 
@@ -157,7 +157,7 @@ def test_hours_of_the_funnel_are_those_of_the_rows(run):
 
 
 def test_a_flood_of_licences_languages_and_reasons_is_bounded(monkeypatch):
-    monkeypatch.setattr(survey, "KINDS_COUNTED", 3)
+    monkeypatch.setattr(survey, "MAX_COUNTED", 3)
     found = survey.Survey([])
     columns = {
         "id": [str(n) for n in range(10)],

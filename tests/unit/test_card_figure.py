@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from speechmill.metrics import all_metrics
-from speechmill.publish.figure import STATES, count_histograms, metrics_figure, telling_metrics
+from speechmill.publish.figure import STATES, count_histograms, figure_metrics, metrics_figure
 from speechmill.ranking.profile import Criterion, FrozenProfile, Gate, _hash
-from speechmill.report import summary
-from speechmill.shards import ranking_schema, write_table
+from speechmill.tables.parquet_io import write_table
+from speechmill.tables.schemas import ranking_schema
+from speechmill.utils import statistics
 
 JUDGED = {  # weights of a profile's criteria
     "input_snr_db": 0.4,
@@ -75,10 +76,10 @@ def test_the_heaviest_metric_of_every_group_is_shown_first():
     measured = {name: {"p50": 1.0} for name in [*JUDGED, "snr_db"]}
     measured["speech_ratio"]["p50"] = None
     heaviest = ["input_snr_db", "dnsmos_p808", "chars_per_second", list(JUDGED)[-1], "dnsmos_ovrl", "input_clip_ratio"]
-    assert telling_metrics(make_profile(), measured) == heaviest
+    assert figure_metrics(make_profile(), measured) == heaviest
     gates = (Gate("snr_db", 0.0, None, ""), Gate("duration", None, 30.0, ""))
     few = {name: measured[name] for name in ("snr_db", "dnsmos_ovrl")}
-    assert telling_metrics(make_profile(gates), few) == ["dnsmos_ovrl", "snr_db"]
+    assert figure_metrics(make_profile(gates), few) == ["dnsmos_ovrl", "snr_db"]
 
 
 def test_histograms_count_the_judged_clips(tmp_path):
@@ -95,8 +96,8 @@ def test_histograms_count_the_judged_clips(tmp_path):
 
 
 def test_histograms_are_bounded_and_do_not_depend_on_the_order_of_the_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr(summary, "MAX_DISTINCT", 64)
-    monkeypatch.setattr(summary, "PENDING", 50)
+    monkeypatch.setattr(statistics, "MAX_DISTINCT", 64)
+    monkeypatch.setattr(statistics, "PENDING", 50)
     paths, _ = make_rankings(tmp_path, 2000, files=7)
     found = values_of(count_histograms(paths, list(JUDGED)))
     assert max(len(values) for values, _ in found.values()) <= 64

@@ -15,16 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
-from speechmill import compare as module
-from speechmill.cli import main
-from speechmill.compare import compare, ks_statistic
-from speechmill.comparison_text import comparison_text
+from speechmill.analysis import compare as module
+from speechmill.analysis.compare import compare, ks_statistic
+from speechmill.analysis.compare_text import comparison_text
+from speechmill.cli.main import main
 from speechmill.config import DECIDING, deciding_settings, validate_config
 from speechmill.errors import SpeechmillError
-from speechmill.files import read_json, write_json
-from speechmill.ledger import STATES
-from speechmill.manifest import clip_id
-from speechmill.shards import ranking_schema, write_table
+from speechmill.ranking.states import STATES
+from speechmill.sources.manifest import clip_id
+from speechmill.storage.files import read_json, write_json
+from speechmill.tables.parquet_io import write_table
+from speechmill.tables.schemas import ranking_schema
 
 from .report_corpus import EVIL, METRICS, Corpus
 

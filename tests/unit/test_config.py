@@ -1,11 +1,12 @@
 """The configuration: defaults, precedence, and messages that name the nearest valid thing."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
-from speechmill.config import dataset_file, load_schema, missing_paths, profile_path, validate_config
+from speechmill.config import complete_config, dataset_file, load_schema, missing_paths, profile_path, validate_config
 from speechmill.errors import ConfigError
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -117,22 +118,22 @@ def test_a_data_set_name_is_never_a_path(name):
 def test_missing_path_names_the_nearest_one(tmp_path):
     (tmp_path / "corpus").mkdir()
     config = validate_config({"dataset": "x", "source": {"kind": "folder", "path": f"{tmp_path}/corpsu"}}, CONFIG)
-    (line,) = missing_paths(config, CONFIG)
+    (line,) = missing_paths(config)
     assert "does not exist" in line
     assert 'did you mean "corpus"' in line
 
 
 def test_other_runs_that_are_not_there_are_named_before_anything_runs(tmp_path):
     given = {"dataset": "x", "source": SOURCE, "held_out": [{"path": "results/nobody"}], "compare_with": ["no/where"]}
-    lines = missing_paths(validate_config(given, CONFIG), CONFIG)
+    lines = missing_paths(validate_config(given, CONFIG))
     assert [line.split(" ")[:2] for line in lines] == [["held_out:", "results/nobody"], ["compare_with:", "no/where"]]
 
 
 def test_glob_that_matches_nothing(tmp_path):
     config = validate_config({"dataset": "x", "source": {"kind": "parquet", "path": f"{tmp_path}/*.parquet"}}, CONFIG)
-    assert "nothing matches" in missing_paths(config, CONFIG)[0]
+    assert "nothing matches" in missing_paths(config)[0]
     (tmp_path / "a.parquet").touch()
-    assert missing_paths(config, CONFIG) == []
+    assert missing_paths(config) == []
 
 
 def test_profile_by_name_by_path_and_unknown(tmp_path):
@@ -142,3 +143,37 @@ def test_profile_by_name_by_path_and_unknown(tmp_path):
     assert profile_path({"rank": {"profile": str(mine)}}, CONFIG) == mine
     with pytest.raises(ConfigError, match='"tts"'):
         profile_path({"rank": {"profile": "tss"}}, CONFIG)
+
+
+def test_what_the_user_sets_overrides_the_data_set_which_overrides_the_defaults(tmp_path):
+    config_dir = tmp_path / "config"
+    shutil.copytree(CONFIG, config_dir)
+    (config_dir / "config.yaml").write_text("dataset: mine\nrank: {threshold: 0.1}\nbatch_size: 7\n")
+    (config_dir / "datasets" / "mine.yaml").write_text(
+        f"source: {{kind: folder, path: {tmp_path}}}\nrank: {{threshold: 0.2}}\nbatch_size: 8\n"
+    )
+    found = complete_config({"rank": {"threshold": "0.3"}}, config_dir)
+    assert (found["dataset"], found["rank"]["threshold"], found["rank"]["profile"]) == ("mine", 0.3, "asr")
+    assert found["batch_size"] == 8
+    with pytest.raises(ConfigError, match="unknown data set 'mien'"):
+        complete_config({"dataset": "mien"}, config_dir)
+
+
+def test_every_kind_of_source_has_a_place_and_a_module():
+    from speechmill.sources import KINDS
+
+    kind = load_schema(CONFIG)["properties"]["source"]["properties"]["kind"]
+    assert set(kind["enum"]) == kind["places"].keys() == KINDS.keys()
+    assert {place for places in kind["places"].values() for place in places} == {"path", "repo", "datacollective"}
+
+
+@pytest.mark.parametrize(
+    ("given", "needs"),
+    [
+        ({"kind": "hf_parquet", "path": "."}, "needs source.repo; given: source.path"),
+        ({"kind": "webdataset", "path": ".", "repo": "a/b"}, "needs source.path or source.repo; given"),
+        ({"kind": "folder"}, "source.kind folder needs source.path"),
+    ],
+)
+def test_a_source_has_exactly_one_place_of_its_kind(given, needs):
+    assert needs in problem({"dataset": "x", "source": given})

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from speechmill.errors import ClipError, ConfigError, SourceError
-from speechmill.sources.columns import stated
+from speechmill.sources.columns import speaker_attributes
 
 from .. import corpora
 from ..corpora import configured, list_and_read
@@ -63,7 +63,7 @@ def test_gigaspeech2_cut_short_keeps_what_was_read(tmp_path):
     assert read
     assert {error.error_class for error in lost} == {"archive_cut"}
     assert f"after {len(read)} members" in lost[0].message
-    assert sum("cut short" in what for what in passed_over) == 1
+    assert sum("truncated" in what for what in passed_over) == 1
 
 
 def test_gigaspeech2_rows_with_a_tab_in_the_text_or_without_one(tmp_path):
@@ -86,7 +86,7 @@ def test_gigaspeech2_rows_with_a_tab_in_the_text_or_without_one(tmp_path):
 
 def test_gigaspeech2_of_another_language_says_which_there_are(tmp_path):
     corpora.gigaspeech2(tmp_path / "gs2")
-    with pytest.raises(SourceError, match=r"source.language chooses one of th"):
+    with pytest.raises(SourceError, match=r"Set source.language to one of th"):
         list_and_read(configured(tmp_path, "gigaspeech2", path=str(tmp_path / "gs2"), language="vi"))
 
 
@@ -132,8 +132,8 @@ def test_common_voice_makes_a_batch_again_from_the_archive(tmp_path):
     config = configured(tmp_path, "common_voice", path=str(path))
     first, *_ = list_and_read(config)
     (tmp_path / "x" / "raw" / "clips.bin").unlink()
-    from speechmill.manifest import plan_of, read_batch
     from speechmill.sources import open_source
+    from speechmill.sources.manifest import plan_of, read_batch
 
     for batch, clips in first.items():
         plan = plan_of(*read_batch(tmp_path / "x" / "manifest" / f"{batch}.json"))
@@ -145,7 +145,7 @@ def test_common_voice_makes_a_batch_again_from_the_archive(tmp_path):
 
 def test_common_voice_without_its_tables_says_what_it_has(tmp_path):
     corpora.tar(tmp_path / "cv.tar.gz", [("th/clips/a.mp3", b"x"), ("th/train.tsv", b"path\n")])
-    with pytest.raises(SourceError, match="it has the tables train"):
+    with pytest.raises(SourceError, match="Tables of the archive: train"):
         list_and_read(configured(tmp_path, "common_voice", path=str(tmp_path / "cv.tar.gz")))
 
 
@@ -171,7 +171,7 @@ def test_webdataset_cut_short(tmp_path):
     whole = [data for _, data in rows(clips).values() if isinstance(data, bytes)]
     assert 2 <= len(whole) < 6
     assert set(classes(clips)) <= {"archive_cut"}
-    assert any("cut short" in what for what in passed_over)
+    assert any("truncated" in what for what in passed_over)
 
 
 def test_lhotse_shards_are_read_by_lhotse(tmp_path):
@@ -311,4 +311,4 @@ def test_settings_that_do_not_fit_a_kind_are_named(tmp_path, source, message):
     ],
 )
 def test_who_speaks_is_as_the_corpus_writes_it_and_bounded(extra, gender, age):
-    assert stated(extra and json.dumps(extra)) == {"gender": gender, "age": age}
+    assert speaker_attributes(extra and json.dumps(extra)) == {"gender": gender, "age": age}

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechmill.errors import ConfigError, LedgerError
-from speechmill.ledger import STATES, check_balance, check_batch, count_states
 from speechmill.ranking.decide import rank_batch
 from speechmill.ranking.profile import Criterion, FrozenProfile, Gate
-from speechmill.shards import LEDGER, RANKING
+from speechmill.ranking.states import STATES, check_balance, check_batch, count_states
+from speechmill.tables.schemas import LEDGER, RANKING
 
 PROFILE = FrozenProfile(
     name="test",
@@ -82,7 +82,7 @@ def test_columns_order_and_descriptions():
         PROFILE,
         "b7",
     )
-    assert table.schema.metadata == {b"models": b"those that measured"}
+    assert table.schema.metadata == {b"models": b"those that measured", b"criteria": b'["snr", "mos", "clip"]'}
     assert table.column_names == [*RANKING.names, "clip", "mos", "snr"]
     assert table.schema.field("state").nullable is False
     assert table["id"].to_pylist() == ["c", "a", "b"]
@@ -116,6 +116,28 @@ def test_accepted_and_rejected_by_closeness():
     assert bad["value"] == bad["closeness"] < 0.5
     at = rank({"good": GOOD}, threshold=rows["good"]["closeness"])["good"]
     assert at["state"] == "accepted", "the threshold itself is enough"
+
+
+def test_a_decision_is_explained_by_the_scaled_criteria_and_their_shares_of_the_distance():
+    rows = rank(
+        {
+            "far": GOOD | {"snr": 4.0, "mos": 2.0},
+            "part": GOOD | {"mos": None},
+            "ideal": GOOD | {"snr": 90.0, "mos": 5.0},
+        }
+    )
+    far = rows["far"]
+    assert far["scaled"] == pytest.approx([0.1, 0.25, 1.0], abs=1e-4)
+    parts = [(0.7 * 0.9) ** 2, (0.2 * 0.75) ** 2, 0.0]
+    assert far["distance_share"] == pytest.approx([part / sum(parts) for part in parts], abs=1e-4)
+    start = f"closeness is {far['closeness']:.6g}, below 0.5 (profile test); "
+    assert far["message"] == start + "mostly snr: scaled 0.10, 95% of the distance to the ideal"
+    assert rows["part"]["scaled"] == pytest.approx([0.75, None, 1.0])
+    assert rows["part"]["distance_share"] == pytest.approx([1.0, None, 0.0])
+    assert rows["ideal"]["distance_share"] == [0.0, 0.0, 0.0]
+    assert rows["part"]["message"] is rows["ideal"]["message"] is None
+    unranked = rank({"x": {"error_class": "score_failed", "message": "boom"}})["x"]
+    assert unranked["scaled"] is unranked["distance_share"] is None
 
 
 def test_gates_dominate_and_the_first_is_the_reason():

@@ -6,20 +6,22 @@ import time
 
 import pytest
 
-from speechmill.devices import device_of, take_one, visible_gpus
+from speechmill.engine.devices import device_of, take_one, visible_gpus
 from speechmill.errors import SpeechmillError
+
+from ..patience import seconds
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from speechmill.devices import take_one
+from speechmill.engine.devices import take_one
 print(take_one(int(sys.argv[1]), Path(sys.argv[2]), poll_seconds=0.05), flush=True)
 time.sleep(float(sys.argv[3]))
 """
 
 
-def hold(folder, count, seconds):
-    command = [sys.executable, "-c", HOLD, str(count), str(folder), str(seconds)]
+def hold(folder, count, period):
+    command = [sys.executable, "-c", HOLD, str(count), str(folder), str(period)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -35,7 +37,7 @@ def test_a_gpu_that_is_asked_for_is_never_replaced_by_the_cpu():
 
 
 def test_four_jobs_on_four_gpus_have_one_each(tmp_path):
-    jobs = [hold(tmp_path, 4, 5) for _ in range(4)]
+    jobs = [hold(tmp_path, 4, 600) for _ in range(4)]
     try:
         assert sorted(int(job.stdout.readline()) for job in jobs) == [0, 1, 2, 3]
     finally:
@@ -44,13 +46,13 @@ def test_four_jobs_on_four_gpus_have_one_each(tmp_path):
 
 
 def test_jobs_on_one_gpu_take_turns_even_after_a_kill(tmp_path):
-    first = hold(tmp_path, 1, 60)
+    first = hold(tmp_path, 1, 600)
     assert first.stdout.readline() == "0\n"
     second = hold(tmp_path, 1, 0)
     time.sleep(0.5)
     assert second.poll() is None
     first.kill()
-    assert second.communicate(timeout=100)[0] == "0\n"
+    assert second.communicate(timeout=seconds(100))[0] == "0\n"
 
 
 def test_a_taken_device_is_passed_over_by_name(tmp_path, monkeypatch):

@@ -10,12 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechmill import engine
-from speechmill.engine import Engine, exact_convolutions, isolate, length_batches, pad
+from speechmill.engine import batches
+from speechmill.engine.batches import Engine, isolate, length_batches
+from speechmill.engine.device_errors import is_machine_error
+from speechmill.engine.memory import Budget
+from speechmill.engine.tensors import exact_convolutions, pad
 from speechmill.errors import ClipError
-from speechmill.faults import is_machine_fault
-from speechmill.memory import Budget
-from speechmill.parallel import Behind, bounded_map, read_ahead
+from speechmill.utils.threads import BackgroundWriter, bounded_map, read_ahead
 
 
 @given(st.lists(st.integers(0, 5000), max_size=200), st.integers(1, 20_000), st.sampled_from([1, 512]))
@@ -66,7 +67,7 @@ def test_a_machines_fault_is_never_blamed_on_a_clip(error):
     def work(items):
         raise error
 
-    assert is_machine_fault(error)
+    assert is_machine_error(error)
     with pytest.raises(type(error)):
         isolate(work, [1, 2], "broke")
 
@@ -119,14 +120,14 @@ def test_read_ahead_keeps_order_and_makes_one_ahead():
 
 def test_behind_calls_in_order_and_passes_errors_on():
     called = []
-    with Behind() as behind:
+    with BackgroundWriter() as behind:
         for i in range(20):
             behind.call(called.append, i)
             assert len(called) >= i - 1
     assert called == list(range(20))
-    with pytest.raises(ZeroDivisionError), Behind() as behind:
+    with pytest.raises(ZeroDivisionError), BackgroundWriter() as behind:
         behind.call(lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError), Behind() as behind:
+    with pytest.raises(ZeroDivisionError), BackgroundWriter() as behind:
         behind.call(lambda: 1 / 0)
         behind.call(called.append, 20)
     assert called[-1] == 19
@@ -160,7 +161,7 @@ def test_every_item_comes_back_in_its_place(items, seconds, workers):
         return squares(items)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "batches_at_once", lambda device: workers)
+        patch.setattr(batches, "batches_at_once", lambda device: workers)
         windows = list(looping(unevenly, seconds).run(iter(items)))
     pairs = [pair for window in windows for pair in window.pairs()]
     assert pairs == [(item, item * item if item else None) for item in items]
@@ -198,19 +199,19 @@ def test_what_is_held_is_bounded_whatever_the_corpus():
         delivered += len(window.items)
         most = max(most, taken - delivered)
     assert delivered == 2000
-    assert most * 5 <= 4 * engine.WINDOW_BATCHES * 20
+    assert most * 5 <= 4 * batches.WINDOW_BATCHES * 20
 
 
 def test_windows_grow_to_what_takes_their_time_and_no_further(monkeypatch):
-    monkeypatch.setattr(engine, "SMALLEST_WINDOW", 20)
+    monkeypatch.setattr(batches, "SMALLEST_WINDOW", 20)
     sizes = [len(window.items) * 5 for window in looping(squares, 20).run(5 for _ in range(400))]
     assert sizes[0] == 20
-    assert max(sizes) == engine.WINDOW_BATCHES * 20  # as fast as this is
+    assert max(sizes) == batches.WINDOW_BATCHES * 20  # as fast as this is
 
     def slow(items):
         time.sleep(0.02)
         return squares(items)
 
-    monkeypatch.setattr(engine, "WINDOW_SECONDS", 0.001)
+    monkeypatch.setattr(batches, "WINDOW_SECONDS", 0.001)
     sizes = [len(window.items) * 5 for window in looping(slow, 20).run(5 for _ in range(100))]
     assert set(sizes[:-1]) == {20}

@@ -1,6 +1,7 @@
 """The enhance job on real clips: one bad clip costs only itself, a machine's fault stops the job."""
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
@@ -9,18 +10,20 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-import speechmill.enhance.job as job
+import speechmill.enhance.enhance_batch as job
 import speechmill.enhance.processor as processor
-from speechmill import parts
 from speechmill.audio.encode import decode_flac
+from speechmill.audio.loudness import loudest_block_lufs
+from speechmill.audio.vad import vad_versions
 from speechmill.config import validate_config
+from speechmill.engine import checkpoint
 from speechmill.errors import SpeechmillError
-from speechmill.manifest import build_manifest, describe_source, read_batches
 from speechmill.metrics import all_metrics
 from speechmill.preflight import preflight
-from speechmill.shards import ENHANCED, models_of
 from speechmill.sources import open_source
-from speechmill.vad import vad_versions
+from speechmill.sources.manifest import build_manifest, describe_source
+from speechmill.tables.batches import read_batches
+from speechmill.tables.schemas import ENHANCED, models_of
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = sorted((ROOT / "demo" / "speech").rglob("*.flac"))
@@ -51,7 +54,7 @@ def run(tmp_path, corpus, found=None, metadata=None, **enhance):
     (batch,) = read_batches(tmp_path / "manifest" / "batches.tsv")
     shard, ledger = tmp_path / "shard.parquet", tmp_path / "ledger.parquet"
     manifest = tmp_path / "manifest" / f"{batch['batch']}.json"
-    found = preflight(config, ROOT / "config", tmp_path) | (found or {})
+    found = preflight(config, tmp_path) | (found or {})
     job.enhance_batch(manifest, source, None, config, found, "cpu", 1, shard, ledger)
     return tuple({row["source_file"]: row for row in pq.read_table(path).to_pylist()} for path in (shard, ledger))
 
@@ -89,6 +92,18 @@ def test_the_ledger_says_who_speaks_also_in_clips_that_are_rejected(tmp_path, co
     assert (ledger["2.wav"]["gender"], ledger["2.wav"]["age"]) == (None, None)
     assert not {"gender", "age"} & set(shard["0.wav"])  # published shards are made of these columns
     assert '"gender": " male "' in shard["0.wav"]["extra"]
+
+
+def test_controls_of_a_corpus_reach_no_row(tmp_path, corpus):
+    metadata = tmp_path / "clips.jsonl"
+    text = "\u202eabc\u0007 น\u0e33\u0e49 \u2067می\u200cخواهم\u2069"
+    row = {"path": "0.wav", "text": text, "speaker_id": "\u2066s\u2069", "note\u202e": ["\u0001x\u202d"]}
+    metadata.write_text(json.dumps(row, ensure_ascii=False) + "\n")
+    shard, ledger = run(tmp_path, corpus, metadata=metadata)
+    assert shard["0.wav"]["text"] == ledger["0.wav"]["text"] == "abc น\u0e33\u0e49 می\u200cخواهم"
+    assert shard["0.wav"]["text_norm"] == "abc น\u0e49\u0e33 می\u200cخواهم"
+    assert json.loads(shard["0.wav"]["extra"]) == {"note": ["x"]}
+    assert shard["0.wav"]["speaker_id"] == "s"
 
 
 @pytest.mark.parametrize(("rate", "level"), [(48000, "aggressive"), (22050, "light"), (16000, "none")])
@@ -140,7 +155,7 @@ def test_an_interrupted_batch_goes_on_and_ends_with_the_same_bytes(tmp_path, cor
         folder.mkdir()
         shutil.copytree(corpus, folder / "corpus")
     shard, _ = run(whole, whole / "corpus")
-    monkeypatch.setattr(parts, "PART_SECONDS", 0)
+    monkeypatch.setattr(checkpoint, "PART_SECONDS", 0)
     real, encoded = processor.encode_flac, []
 
     def full(samples, rate):
@@ -171,6 +186,68 @@ def test_a_clip_of_which_resampling_leaves_nothing_is_judged(tmp_path, corpus):
     assert ledger["one.wav"]["state"] == "rejected"
     assert ledger["one.wav"]["criterion"] == "speech_s"
     assert len(shard) == 4
+
+
+def levels(row):
+    samples, _ = decode_flac(row["audio"]["bytes"])
+    return np.mean(samples), samples
+
+
+def test_an_offset_is_removed_before_anything_is_measured_and_recorded(tmp_path, corpus):
+    samples, rate = soundfile.read(corpus / "0.wav", dtype="float32")
+    for offset in (0.3, -0.3):
+        soundfile.write(corpus / f"{offset}.wav", 0.6 * samples + np.float32(offset), rate, subtype="FLOAT")
+    soundfile.write(corpus / "quieter.wav", 0.6 * samples, rate, subtype="FLOAT")
+    shard, _ = run(tmp_path, corpus)
+    plain = shard["quieter.wav"]
+    for offset in (0.3, -0.3):
+        row = shard[f"{offset}.wav"]
+        assert row["offset_removed"] == pytest.approx(offset, abs=1e-3)
+        assert row["input_dc_offset"] == pytest.approx(abs(offset), abs=1e-3)
+        mean, published = levels(row)
+        assert abs(mean) < 1e-3
+        np.testing.assert_allclose(published, levels(plain)[1], atol=2e-4)
+        for name in ("input_snr_db", "input_loudness_lufs", "input_speech_ratio", "duration", "gain_db", "variant"):
+            assert row[name] == pytest.approx(plain[name], abs=1e-2) if name != "variant" else row[name] == plain[name]
+
+
+@pytest.mark.parametrize("lufs", [-71, -78, -100])
+def test_what_is_too_quiet_to_normalise_has_one_reason(tmp_path, corpus, lufs):
+    for path in sorted(corpus.iterdir()):
+        samples, rate = soundfile.read(path, dtype="float32")
+        quiet = samples * np.float32(10 ** ((lufs - loudest_block_lufs(samples, rate)) / 20))
+        soundfile.write(path, quiet, rate, subtype="FLOAT")
+    soundfile.write(corpus / "zeros.wav", np.zeros(16_000), 16_000)
+    shard, ledger = run(tmp_path, corpus)
+    assert ledger.pop("zeros.wav")["criterion"] == "speech_s"
+    assert not shard
+    for row in ledger.values():
+        assert (row["state"], row["criterion"], row["threshold"]) == ("rejected", "level_lufs", -70)
+        assert row["value"] == pytest.approx(lufs, abs=0.1)
+        assert "too quiet" in row["message"]
+
+
+def test_speech_that_is_too_quiet_beside_a_click_is_not_published_as_it_is(tmp_path, corpus):
+    samples, rate = soundfile.read(corpus / "0.wav", dtype="float32")
+    quiet = samples * np.float32(10 ** ((-71 - loudest_block_lufs(samples, rate)) / 20))
+    loud = np.concatenate([quiet, np.zeros(rate, np.float32), 0.5 * np.ones(20, np.float32), np.zeros(400, np.float32)])
+    soundfile.write(corpus / "0.wav", loud, rate, subtype="FLOAT")
+    shard, ledger = run(tmp_path, corpus, trim=True, vad_threshold=0.05)
+    assert "0.wav" not in shard
+    assert ledger["0.wav"]["criterion"] in ("level_lufs", "speech_s")
+
+
+def test_channels_are_mixed_as_configured_and_opposite_phases_are_recorded(tmp_path, corpus):
+    samples, rate = soundfile.read(corpus / "0.wav", dtype="float32")
+    soundfile.write(corpus / "opposite.wav", np.stack([samples, -samples], 1), rate, subtype="FLOAT")
+    soundfile.write(corpus / "equal.wav", np.stack([samples, samples], 1), rate, subtype="FLOAT")
+    shard, _ = run(tmp_path, corpus)
+    assert [shard[name]["input_channel"] for name in ("0.wav", "equal.wav", "opposite.wav")] == ["1", "mean", "1"]
+    found = [shard[name]["input_channel_correlation"] for name in ("0.wav", "equal.wav", "opposite.wav")]
+    assert found == [None, pytest.approx(1), pytest.approx(-1)]
+    assert len({shard[name]["audio"]["bytes"] for name in ("0.wav", "equal.wav", "opposite.wav")}) == 1
+    shard, _ = run(tmp_path, corpus, channels="first")
+    assert shard["equal.wav"]["input_channel"] == "1"
 
 
 def test_a_clip_that_is_clean_enough_is_not_denoised(tmp_path, corpus, monkeypatch):

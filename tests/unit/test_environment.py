@@ -1,6 +1,8 @@
 """The environments name the same versions, and the project names no others."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -23,16 +25,21 @@ def dependencies() -> set[str]:
     return {name_of(requirement) for requirement in project["dependencies"]}
 
 
+def extra(name: str) -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return {name_of(requirement) for requirement in project["optional-dependencies"][name]}
+
+
 def test_every_dependency_is_pinned():
     assert dependencies() <= set(pins())
-    assert pins()["torch"] == pins()["torchaudio"] == "2.11.0"
+    assert pins()["torch"] == pins()["torchaudio"] == "2.11.0"  # the versions that belong together
 
 
 def test_the_conda_environment_has_the_dependencies_with_their_pins():
     environment = yaml.safe_load((ROOT / "envs" / "speechmill.yaml").read_text())
     (packages,) = (item["pip"] for item in environment["dependencies"] if isinstance(item, dict))
     assert {name_of(package): package.split("==")[1] for package in packages} == {
-        name: version for name, version in pins().items() if name in dependencies()
+        name: version for name, version in pins().items() if name in dependencies() | extra("full")
     }
 
 
@@ -59,9 +66,17 @@ def test_the_image_and_the_apptainer_recipe_install_the_same_way_and_hold_the_sa
     bases = re.findall(r"python:\S+", "\n".join(lines)), re.findall(r"python:\S+", recipe)
     assert bases[0] == bases[1] != []
     assert "sh /opt/speechmill/envs/install.sh" in recipe
-    assert any(line.startswith("RUN sh /opt/speechmill/envs/install.sh kubernetes") for line in lines)
+    assert any(line.startswith("RUN sh /opt/speechmill/envs/install.sh full,kubernetes") for line in lines)
 
 
-def test_the_extra_for_kubernetes_is_pinned():
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {name_of(requirement) for requirement in extras["kubernetes"]} <= set(pins())
+def test_what_the_environments_install_besides_is_pinned():
+    assert extra("kubernetes") | extra("full") <= set(pins())
+
+
+def test_the_makefile_starts_and_stops_the_test_cluster_by_a_command_that_exists():
+    lines = [line for line in (ROOT / "Makefile").read_text().splitlines() if "tests.slurm.cluster" in line]
+    commands = [line.split()[1:] for line in lines]
+    assert [command[-1] for command in commands] == ["start", "stop"]
+    for command in commands:  # without an action, it prints its usage
+        done = subprocess.run([sys.executable, *command[:-1]], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (done.returncode, "start | stop | status" in done.stderr) == (2, True), done.stderr

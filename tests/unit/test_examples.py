@@ -15,11 +15,11 @@ from PIL import Image
 
 from speechmill.audio.encode import decode_flac
 from speechmill.errors import SpeechmillError
-from speechmill.report import examples
+from speechmill.report import examples, parts
 from speechmill.report.examples import choose, headings, load_examples, seconds_each
-from speechmill.report.smallest import Smallest
+from speechmill.report.parts import BottomK
 from speechmill.report.summary import Overview, overview
-from speechmill.shards import write_table
+from speechmill.tables.parquet_io import write_table
 
 from .report_corpus import EVIL, RATE, Corpus, ranked
 
@@ -48,7 +48,7 @@ def first(rows, key, count):
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 50])
 def test_examples_are_those_that_sorting_finds(corpus, count, monkeypatch):
-    monkeypatch.setattr(examples, "READ_ROWS", 7)
+    monkeypatch.setattr(parts, "READ_ROWS", 7)
     rows = ranked(corpus)
     chosen = ids(choose(corpus.ranking, count, count))
     assert chosen["best"] == first(rows, lambda row: -row["closeness"], count)
@@ -74,7 +74,7 @@ def test_examples_are_those_that_sorting_finds(corpus, count, monkeypatch):
 
 
 def test_the_most_frequent_reasons_have_a_group_each(tmp_path, monkeypatch):
-    monkeypatch.setattr(examples, "READ_ROWS", 11)
+    monkeypatch.setattr(parts, "READ_ROWS", 11)
     corpus = Corpus(tmp_path, 200, states=[3])
     changed(corpus, lambda row: row | {"criterion": f"gate_{int(row['id'], 16) % 12:02d}"})
     found = choose(corpus.ranking, 1, 3)
@@ -87,14 +87,14 @@ def test_the_most_frequent_reasons_have_a_group_each(tmp_path, monkeypatch):
 
 
 def test_what_is_held_does_not_grow_with_the_clips(corpus, monkeypatch):
-    monkeypatch.setattr(examples, "READ_ROWS", 5)
-    held, real = [], Smallest.offer
+    monkeypatch.setattr(parts, "READ_ROWS", 5)
+    held, real = [], BottomK.offer
 
     def offer(self, *arguments, **same):
         real(self, *arguments, **same)
         held.append(0 if self.rows is None else len(self.rows))
 
-    monkeypatch.setattr(Smallest, "offer", offer)
+    monkeypatch.setattr(BottomK, "offer", offer)
     choose(corpus.ranking, 3, 2)
     assert max(held) == 3
 

@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from speechmill import fetch
 from speechmill.errors import SourceError
-from speechmill.fetch import Room, check_size
-from speechmill.files import write_json, write_text
+from speechmill.sources import fetch
+from speechmill.sources.fetch import DownloadQuota, check_size
+from speechmill.storage.files import write_json, write_text
 
 
 @pytest.fixture
@@ -44,33 +44,32 @@ def happened(raw, *events):
 def test_a_file_waits_until_another_one_is_gone(raw):
     put(raw, "file-a", 600)
     happened(raw, {"event": "submitted", "stage": "enhance", "batch": "b0"})
-    room = Room(raw, 1000)
+    quota = DownloadQuota(raw, 1000)
     threading.Timer(0.5, (raw / "file-a").unlink).start()
-    begin = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fetch, "POLL", 0.05)
-        with room.reserved("file-b", 500):
-            assert time.monotonic() - begin > 0.4
-            assert room.used() == 500  # promised
-            assert room.used(but="file-b") == 0
-    assert room.used() == 0
+        with quota.reserved("file-b", 500):
+            assert not (raw / "file-a").exists()
+            assert quota.used() == 500  # promised
+            assert quota.used(but="file-b") == 0
+    assert quota.used() == 0
 
 
 def test_files_that_fit_do_not_wait(raw, monkeypatch):
     put(raw, "file-a", 400)
     monkeypatch.setattr(fetch.time, "sleep", lambda _: pytest.fail("waited"))
-    with Room(raw, 1000).reserved("file-b", 600):
+    with DownloadQuota(raw, 1000).reserved("file-b", 600):
         pass
 
 
 def test_a_growing_file_counts_what_was_promised_and_a_finished_one_what_it_has(raw):
-    room = Room(raw, 1000)
-    with room.reserved("file-a", 500):
+    quota = DownloadQuota(raw, 1000)
+    with quota.reserved("file-a", 500):
         (raw / ".file-a.part").write_bytes(bytes(100))
-        assert room.used() == 500
+        assert quota.used() == 500
         os.replace(raw / ".file-a.part", raw / "file-a")
         put(raw, "file-a", 480)
-    assert room.used() == 480
+    assert quota.used() == 480
 
 
 def test_the_promise_of_a_dead_process_counts_no_more_but_what_it_left_does(raw):
@@ -78,10 +77,10 @@ def test_the_promise_of_a_dead_process_counts_no_more_but_what_it_left_does(raw)
     dead.wait()
     write_json(raw / ".file-a.reserved.json", {"size": 900, "host": socket.gethostname(), "pid": dead.pid})
     (raw / ".file-a.part").write_bytes(bytes(300))
-    room = Room(raw, 1000)
-    assert room.used() == 300
+    quota = DownloadQuota(raw, 1000)
+    assert quota.used() == 300
     write_json(raw / ".file-a.reserved.json", {"size": 900, "host": "another host", "pid": os.getpid()})
-    assert room.used() == 300
+    assert quota.used() == 300
 
 
 def test_what_nobody_will_read_makes_room(raw):
@@ -90,7 +89,7 @@ def test_what_nobody_will_read_makes_room(raw):
         put(raw, key, 400)
     time.sleep(0.02)
     enhanced(raw, "b0", "b1")
-    with Room(raw, 1000).reserved("file-c", 600):
+    with DownloadQuota(raw, 1000).reserved("file-c", 600):
         assert sorted(p.name for p in raw.iterdir() if not p.name.startswith(".")) == ["file-b"]
 
 
@@ -99,7 +98,7 @@ def test_a_file_fetched_again_is_not_taken_for_finished(raw):
     enhanced(raw, "b0", "b1")
     time.sleep(0.02)
     put(raw, "file-a", 400)
-    with Room(raw, 1000).reserved("file-c", 600):
+    with DownloadQuota(raw, 1000).reserved("file-c", 600):
         assert (raw / "file-a").exists()
 
 
@@ -108,14 +107,14 @@ def test_a_file_of_batches_that_were_given_up_makes_room(raw):
     time.sleep(0.02)
     enhanced(raw, "b0")
     happened(raw, {"event": "failed", "stage": "enhance", "batch": "b1", "attempt": 4, "given_up": True})
-    with Room(raw, 1000).reserved("file-b", 500):
+    with DownloadQuota(raw, 1000).reserved("file-b", 500):
         assert not (raw / "file-a").exists()
 
 
 def test_nothing_at_work_that_would_make_room_is_said(raw, monkeypatch):
     """As when a run is drained: running jobs have ended, and no new one begins."""
     monkeypatch.setattr(fetch, "POLL", 0.05)
-    monkeypatch.setattr(fetch, "LONELY", 0.3)
+    monkeypatch.setattr(fetch, "NO_JOB_SECONDS", 0.3)
     put(raw, "file-a", 900)
     happened(
         raw,
@@ -124,20 +123,20 @@ def test_nothing_at_work_that_would_make_room_is_said(raw, monkeypatch):
         {"event": "submitted", "stage": "fetch", "file": "file-b"},
     )
     with (
-        pytest.raises(SourceError, match="nothing is at work that would make any"),
-        Room(raw, 1000).reserved("file-b", 500),
+        pytest.raises(SourceError, match="no running job will free any"),
+        DownloadQuota(raw, 1000).reserved("file-b", 500),
     ):
         pass
     assert (raw / "file-a").exists()
 
 
 def test_a_file_that_never_fits_is_named():
-    with pytest.raises(SourceError, match=r"big.tar has 2.0 GB, download.max_gb allows 1"):
+    with pytest.raises(SourceError, match=r"big.tar has 2.0 GB, but download.max_gb is 1; raise"):
         check_size({"files": [{"path": "a", "size": 1}, {"path": "big.tar", "size": 2 * 10**9}]}, 1, 10**12)
 
 
 def test_a_bound_that_does_not_fit_on_the_disk_is_named():
     files = [{"path": "a", "size": 6 * 10**9}] * 3
     check_size({"files": files, "bytes": 18 * 10**9}, 7, 8 * 10**9)
-    with pytest.raises(SourceError, match=r"18.0 GB at a time, 8.0 GB are free: lower download.max_gb"):
+    with pytest.raises(SourceError, match=r"18.0 GB at a time, but only 8.0 GB are free; lower download.max_gb"):
         check_size({"files": files, "bytes": 18 * 10**9}, 100, 8 * 10**9)

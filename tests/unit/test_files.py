@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from speechmill import shards
-from speechmill.files import atomic_directory, atomic_path, sha256_file, sha256_json, write_json
-from speechmill.shards import AUDIO, LEDGER, leaf_paths, table_writer, write_table
+from speechmill.storage.files import atomic_directory, atomic_path, sha256_file, sha256_json, write_json
+from speechmill.tables import parquet_io
+from speechmill.tables.parquet_io import leaf_paths, table_writer, write_table
+from speechmill.tables.schemas import AUDIO, LEDGER
 
 
 def test_a_failed_write_leaves_the_former_file_and_nothing_else(tmp_path):
@@ -131,7 +132,7 @@ def test_only_named_columns_are_uncompressed(tmp_path):
 
 
 def test_row_groups_of_long_clips_are_bounded_by_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 100)
+    monkeypatch.setattr(parquet_io, "ROW_GROUP_BYTES", 100)
     schema = pa.schema([("id", pa.string()), ("audio", AUDIO), ("original", AUDIO)])
     with table_writer(schema, tmp_path / "x.parquet", row_group_size=3) as writer:
         for size in (60, 30, 40, 500, 1, 1, 1, 1):

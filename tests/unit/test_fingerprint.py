@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speechmill import fingerprint as module
-from speechmill.fingerprint import BYTES, RATE, WORDS, fingerprint, words_of
+from speechmill.dedup import fingerprint as module
+from speechmill.dedup.fingerprint import BYTES, RATE, WORDS, fingerprint, words_of
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from speechmill.audio.resample import resample
-from speechmill.engine import pad
+from speechmill.audio.vad import CHUNK, SileroVad
+from speechmill.engine.tensors import pad
 from speechmill.enhance import LEVELS_DB, limit_attenuation
 from speechmill.enhance.guard import GuardEvidence, GuardThresholds, choose_variant, measure_evidence
 from speechmill.enhance.rnnoise import RNNoise
 from speechmill.metrics.signal import vad_snr_db
-from speechmill.vad import CHUNK, SileroVad
 from tests.unit.metric_clips import speech_clips
 from tests.unit.test_enhancers import si_sdr
 

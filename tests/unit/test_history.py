@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from speechmill.files import read_json
-from speechmill.report.history import FILE, compare_with_previous, entry_of, previous, remember
+from speechmill.report.history import FILE, compare_with_previous, entry_of, previous, record_report
+from speechmill.storage.files import read_json
 
 from .report_corpus import Corpus
 
@@ -63,21 +63,21 @@ def test_a_report_that_is_made_again_adds_nothing_and_is_compared_with_the_same(
         for _ in range(3):
             found = previous(run, summary)
             assert (found and found["threshold"]) == before
-            remember(run, summary)
+            record_report(run, summary)
             assert len(lines(run)) == count
 
 
 def test_what_decides_nothing_is_no_other_report(run):
-    remember(run, SUMMARY)
+    record_report(run, SUMMARY)
     timing = {"rank": {"jobs": 9, "seconds": 9.0}}
-    remember(run, changed(timing=timing, versions={"numpy": "2.1"}, config={"batch_size": 7}))
+    record_report(run, changed(timing=timing, versions={"numpy": "2.1"}, config={"batch_size": 7}))
     assert len(lines(run)) == 1
-    remember(run, changed(profile_sha256="bb"))
+    record_report(run, changed(profile_sha256="bb"))
     assert len(lines(run)) == 2
 
 
 def test_the_comparison_has_every_difference_and_its_causes(run):
-    remember(run, SUMMARY)
+    record_report(run, SUMMARY)
     now = copy.deepcopy(STRICTER)
     now["metrics"] = {"snr_db": {"p5": 1.0, "p50": 13.0, "p95": 30.0}, "squim": {"p5": 0.0, "p50": 0.5, "p95": 1.0}}
     now["versions"] = {"numpy": "2.1", "dnsmos": "ab", "squim": "cd"}
@@ -112,11 +112,11 @@ def test_the_comparison_has_every_difference_and_its_causes(run):
     ],
 )
 def test_damaged_lines_are_passed_over_and_new_ones_stay_whole(run, damage):
-    remember(run, SUMMARY)
+    record_report(run, SUMMARY)
     with open(run / "report" / FILE, "ab") as file:
         file.write(damage)
     assert previous(run, STRICTER)["threshold"] == 0.6
-    remember(run, STRICTER)
+    record_report(run, STRICTER)
     assert previous(run, SUMMARY)["threshold"] == 0.7
     assert previous(run, changed(threshold=0.5))["threshold"] == 0.7
 
@@ -124,13 +124,13 @@ def test_damaged_lines_are_passed_over_and_new_ones_stay_whole(run, damage):
 def test_what_cannot_be_written_is_said_and_stops_nothing(run, capsys):
     (run / "report" / FILE).mkdir()
     assert previous(run, SUMMARY) is None
-    remember(run, SUMMARY)
+    record_report(run, SUMMARY)
     assert f"{FILE} could not be written" in capsys.readouterr().err
 
 
 def test_making_a_report_leaves_a_line_of_what_it_decided(tmp_path):
     corpus = Corpus(tmp_path, clips=12)
-    remember(tmp_path, corpus.report(examples=1))
+    record_report(tmp_path, corpus.report(examples=1))
     (line,) = lines(tmp_path)
     summary = read_json(corpus.summary)
     assert line["clips"] == summary["clips"]

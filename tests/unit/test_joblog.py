@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speechmill import joblog
-from speechmill.cli import main
+from speechmill.cli.main import main
 from speechmill.errors import SpeechmillError
-from speechmill.joblog import LogStream, Problems, encode, human, last_attempt, parse, read
-from speechmill.logs import logs_of
+from speechmill.runlog import joblog
+from speechmill.runlog.joblog import LogStream, Problems, encode, human, last_attempt, parse, read
+from speechmill.runlog.log_reader import logs_of
 
 
 @pytest.fixture
@@ -136,5 +136,5 @@ def test_logs_of_a_run_by_name_with_their_problems(tmp_path, capsys):
 def test_a_name_that_is_none_is_refused(tmp_path, name):
     write(tmp_path / "secret.log", "x\n")
     (tmp_path / "logs").mkdir()
-    with pytest.raises(SpeechmillError, match=r"no name|no log of"):
+    with pytest.raises(SpeechmillError, match=r"not a valid name|no log of"):
         logs_of(tmp_path, name)

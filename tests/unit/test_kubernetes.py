@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from speechmill.cluster.kubernetes import check_settings, handed_on, job_resources, problems
 from speechmill.config import validate_config
 from speechmill.errors import ConfigError
-from speechmill.kubernetes import check_settings, handed_on, job_resources, problems
 
 from ..runs import ROOT
 

@@ -9,10 +9,10 @@ import time
 import pytest
 import torch
 
-from speechmill import memory
-from speechmill.engine import Engine
+from speechmill.engine import memory
+from speechmill.engine.batches import Engine
+from speechmill.engine.memory import Budget, DeviceError, first_budget, within_memory
 from speechmill.errors import ClipError
-from speechmill.memory import Budget, DeviceError, first_budget, within_memory
 
 OUT = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 GB = 10**9
@@ -169,9 +169,12 @@ def test_memory_that_others_hold_is_waited_for(gpu):
 
 def test_who_holds_the_memory_is_said_when_it_does_not_come_back(gpu, monkeypatch):
     gpu.free, gpu.reserved = 10 * GB, GB
-    monkeypatch.setattr(memory, "OTHERS_PATIENCE", 0.05)
-    with pytest.raises(DeviceError, match=r"other processes hold 127\.5 GB of the GPU NVIDIA H200 of node gpu-17"):
+    monkeypatch.setattr(memory, "MEMORY_TIMEOUT", 0.05)
+    with pytest.raises(
+        DeviceError, match=r"other processes hold 127\.5 GB of the GPU NVIDIA H200 of node gpu-17"
+    ) as error:
         within_memory(fits(0), [1, 2], Budget(10), "cuda:0")
+    assert error.value.failure == "out_of_memory"
 
 
 @pytest.mark.parametrize(
@@ -190,6 +193,7 @@ def test_a_lost_gpu_fails_the_job_at_once(gpu, message):
         list(engine.run(iter([1, 2, 3])))
     assert "\n" not in str(caught.value)
     assert calls[0] == 3
+    assert caught.value.failure == "device_lost"
     assert 1 not in calls  # no clip is tried alone on a device that is lost, and none is blamed
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import sys
 
 import numpy as np
 import pytest
@@ -227,7 +228,30 @@ def test_squim_without_weights_is_skipped_and_with_bad_ones_refused(tmp_path, sq
 
 
 @pytest.mark.parametrize(
-    ("load", "package"), [(load_p808, "speechmos"), (load_p835, "speechmos"), (load_distillmos, "distillmos")]
+    "problem", [ImportError("No module named 'torchaudio'"), OSError("libcudart.so.13: no such file")]
+)
+def test_what_needs_torchaudio_is_skipped_where_it_does_not_fit(problem, squim_weights, monkeypatch):
+    """Its wheel does not import beside a torch that is built for another device."""
+
+    class Refuses:
+        def find_spec(self, name, *_):
+            if name.startswith("torchaudio"):
+                raise problem
+
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("torchaudio", "distillmos")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Refuses(), *sys.meta_path])
+    loaded, skipped = load_groups(["signal", "distillmos", "squim"], squim_weights=squim_weights)
+    assert [group.name for group in loaded] == ["signal"]
+    assert [skip.name for skip in skipped] == ["distillmos", "squim"]
+    for skip in skipped:
+        assert str(problem) in skip.reason
+        assert "pip install 'speechmill[full]'" in skip.reason
+
+
+@pytest.mark.parametrize(
+    ("load", "package"),
+    [(load_p808, "speechmos"), (load_p835, "speechmos"), (load_distillmos, "'speechmill\\[full\\]'")],
 )
 def test_a_missing_package_is_named(load, package, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

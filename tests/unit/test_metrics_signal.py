@@ -186,7 +186,12 @@ def test_clip_ratio_of_one_clip_is_that_of_the_batch():
 def test_input_metrics_are_those_of_the_group_and_declared():
     batch = clip_batch(speech_clips(2))
     measured = measure_input_signal(batch)
-    assert measured.keys() == INPUT_METRICS.keys() - {"input_clip_ratio", "input_peak_dbfs", "input_dc_offset"}
+    assert measured.keys() == INPUT_METRICS.keys() - {
+        "input_clip_ratio",
+        "input_peak_dbfs",
+        "input_dc_offset",
+        "input_channel_correlation",
+    }
     for name, values in SignalGroup().measure(batch).items():
         if name != "clip_ratio":
             assert np.array_equal(measured[f"input_{name}"], values)

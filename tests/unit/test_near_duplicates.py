@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from speechmill import near_duplicates, waiting
-from speechmill.fingerprint import BYTES, RATE, WORDS
-from speechmill.near_duplicates import compare, find_near_duplicates
+from speechmill.dedup import near, spill
+from speechmill.dedup.fingerprint import BYTES, RATE, WORDS
+from speechmill.dedup.near import compare, find_near_duplicates
 from tests.unit.test_fingerprint import ROOT, load_by_path
 
 build = load_by_path(ROOT / "demo" / "build.py")
@@ -31,7 +31,7 @@ def find(folder: Path, rows: list[dict], others: list[dict] | None = None) -> di
     own, other = write(folder / "own.parquet", rows), write(folder / "others.parquet", others or [])
     number = find_near_duplicates([own], [other], folder / "near.parquet")
     table = pq.read_table(folder / "near.parquet")
-    assert table.schema == near_duplicates.NEAR_DUPLICATES
+    assert table.schema == near.NEAR_DUPLICATES
     assert table.num_rows == number
     assert table["id"].to_pylist() == sorted(set(table["id"].to_pylist()))
     return dict(zip(table["id"].to_pylist(), table["near_duplicate_of"].to_pylist(), strict=True))
@@ -156,7 +156,7 @@ def test_similarity_is_the_share_of_equal_bits(tmp_path):
 def test_a_clip_is_listed_with_one_that_it_is_a_copy_of_itself(tmp_path):
     """b is near a and c, which are not near each other; d is near c alone."""
     random = np.random.default_rng(0)
-    key = np.unpackbits(np.full(WORDS, near_duplicates.KEY_BITS, "<u4").view(np.uint8), bitorder="little")
+    key = np.unpackbits(np.full(WORDS, near.KEY_BITS, "<u4").view(np.uint8), bitorder="little")
     order = random.permutation(np.flatnonzero(key == 0))  # keys agree: what is tested is what follows
     base = random.integers(0, 2, BYTES * 8).astype(np.uint8)
 
@@ -197,8 +197,8 @@ def test_order_files_and_parts_change_nothing_and_all_is_found(tmp_path, seed):
     paths = [write(tmp_path / f"{i}.parquet", shuffled[i : i + 70]) for i in range(0, 600, 70)]
     find_near_duplicates(paths, [], tmp_path / "again.parquet")
     assert (tmp_path / "again.parquet").read_bytes() == bytes_
-    small = mock.patch.multiple(near_duplicates, PART_ROWS=50, KEY_PART_ROWS=700, CHUNK=13)
-    with small, mock.patch.object(waiting, "TAKE_ROWS", 31):
+    small = mock.patch.multiple(near, PART_ROWS=50, KEY_PART_ROWS=700, CHUNK=13)
+    with small, mock.patch.object(spill, "TAKE_ROWS", 31):
         find_near_duplicates(paths[::-1], [], tmp_path / "parts.parquet")
     assert pq.read_table(tmp_path / "parts.parquet").equals(pq.read_table(tmp_path / "near.parquet"))
     assert {path.suffix for path in tmp_path.iterdir()} == {".parquet"}
@@ -223,7 +223,7 @@ def test_copies_among_thousands_of_clips_with_the_same_key_are_found(tmp_path):
 
 def test_nothing_is_left_behind_where_it_fails(tmp_path):
     path = write(tmp_path / "own.parquet", [made_up("a", 1)])
-    broken = mock.patch.object(near_duplicates, "compare", side_effect=MemoryError)
+    broken = mock.patch.object(near, "compare", side_effect=MemoryError)
     rows = write(tmp_path / "more.parquet", [made_up("b", 1, 0.02)])
     with broken, pytest.raises(MemoryError):
         find_near_duplicates([path, rows], [], tmp_path / "near.parquet")

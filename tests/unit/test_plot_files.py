@@ -15,7 +15,8 @@ from speechmill.metrics import all_metrics
 from speechmill.ranking.profile import FrozenProfile
 from speechmill.report import plot_files, plots
 from speechmill.report.plot_files import write_plots
-from speechmill.report.summary import Distribution, Overview, funnel, overview
+from speechmill.report.summary import Overview, funnel, overview
+from speechmill.utils.statistics import Distribution
 
 from .report_corpus import EVIL, Corpus, make_profile
 
@@ -194,8 +195,8 @@ def lab(colour, seen):
 
 @pytest.mark.parametrize("kind", DICHROMATS)
 def test_colours_that_touch_are_told_apart_by_everyone(kind):
-    touching = [*itertools.combinations([colour for _, _, colour in plots.FATES], 2), (plots.SKY, plots.BLUE)]
-    touching += [(plots.BLUE, colour) for colour in plot_files.LOST.values()]
+    touching = [*itertools.combinations([colour for _, _, colour in plots.OUTCOMES], 2), (plots.SKY, plots.BLUE)]
+    touching += [(plots.BLUE, colour) for colour in plot_files.STATE_COLOURS.values()]
     for one, other in touching:
         difference = np.linalg.norm(lab(one, DICHROMATS[kind]) - lab(other, DICHROMATS[kind]))
         assert difference > 20, (one, other)  # 2.3 is just noticeable

@@ -151,14 +151,14 @@ ANY = {"low": 1, "high": 4, "direction": "benefit"}
 @pytest.mark.parametrize(
     ("apply", "message"),
     [
-        (change("treshold", 1), 'unknown key treshold (did you mean "threshold"?)'),
+        (change("treshold", 1), 'unknown setting treshold: did you mean "threshold"?'),
         (change("threshold", 1.5), "threshold: 1.5 is greater than the maximum of 1"),
         (change("threshold", float("nan")), "threshold must be a finite number"),
         (change(SNR + "low", 40), "low (40) must be below high (40)"),
         (change(SNR + "high", float("inf")), "input_snr_db.high must be a finite number"),
         (change(SNR + "high", "1e-5"), 'is the text "1e-5": YAML reads a number only with a dot, such as 1.0e-5'),
         (change(SNR + "weight", -1), "-1 is less than the minimum of 0"),
-        (change(SNR + "direction", "up"), "'up' is not one of"),
+        (change(SNR + "direction", "up"), "direction is 'up': valid: benefit, cost, target"),
         (change(SNR + "ideal", [1, 2]), "only a target has one"),
         (change(SNR + "scale", "log10"), "low (0) must be above 0 on a log10 scale"),
         (change("groups.speech.criteria.speech_ratio.ideal", [0.6, 1.1]), "must be an interval within low"),
@@ -172,9 +172,9 @@ ANY = {"low": 1, "high": 4, "direction": "benefit"}
         (change("gates", [{"metric": "snr_db"}]), "gates.0 (snr_db) has neither min nor max"),
         (change("gates", [{"metric": "snr_db", "min": 2, "max": 1}]), "min (2) is above max (1)"),
         (change("gates", [{"metric": "snr_db", "min": 2}, {"metric": "snr_db", "max": 3}]), "a second gate on snr_db"),
-        (change("gates", 3), "gates: 3 is not of type 'array'"),
-        (change("groups.noise", 3), "groups.noise: 3 is not of type 'object'"),
-        (change("groups.noise.criteria", [1]), "groups.noise.criteria: [1] is not of type 'object'"),
+        (change("gates", 3), "gates is 3: expected array"),
+        (change("groups.noise", 3), "groups.noise is 3: expected object"),
+        (change("groups.noise.criteria", [1]), "groups.noise.criteria is [1]: expected object"),
     ],
 )  # fmt: skip
 def test_refused_profiles(tmp_path, apply, message):
@@ -189,12 +189,14 @@ def test_refused_profiles(tmp_path, apply, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "None is not of type 'object'"),
-        ("[1, 2]", "is not of type 'object'"),
+        ("", "the profile is null: expected object"),
+        ("[1, 2]", "the profile is [1, 2]: expected object"),
+        ("{}", "missing setting groups"),
+        ("threshold: {2020-01-01: 1}\n", "threshold is {datetime.date(2020, 1, 1): 1}: expected number"),
         ("name: [", "cannot be read"),
         ("name: a\nname: b\n", "'name' is there twice"),
         ("? [a, b]\n: 1\n", "cannot be read"),
-        ("true: 1\n", "unknown key True"),
+        ("true: 1\n", "unknown setting True"),
     ],
 )
 def test_refused_files(tmp_path, text, message):
@@ -212,6 +214,12 @@ def test_all_problems_are_named_at_once(tmp_path):
     with pytest.raises(ConfigError) as error:
         load(tmp_path, profile)
     assert str(error.value).count("\n  - ") == 4
+
+
+def test_each_missing_setting_is_named_once(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, "{}")
+    assert str(error.value).count("missing setting") == 5
 
 
 def test_unknown_profile_names_the_nearest(tmp_path):

@@ -16,9 +16,9 @@ import pytest
 import soundfile
 
 from speechmill.errors import LedgerError, SpeechmillError
-from speechmill.files import read_json, sha256_json
-from speechmill.publish import folder, shards
-from speechmill.shards import write_table
+from speechmill.publish import shards, to_folder
+from speechmill.storage.files import read_json, sha256_json
+from speechmill.tables.parquet_io import write_table
 
 from .published import RATE, Run, hashes_of
 
@@ -56,7 +56,7 @@ def test_columns_of_a_published_row(run):
     expected = (
         "id audio text text_norm language duration sampling_rate speaker_id source source_id source_split license "
         "snr_db dnsmos_p808 input_snr_db closeness variant variant_reason source_revision source_file source_row "
-        "source_member input_sha256 "
+        "source_member input_sha256 input_channel offset_removed "
         "trim_start_s trim_end_s gain_db enhancer enhancer_sha256 models criteria_sha256 config_sha256 code_version extra"
     )
     for path in (run.target / "data").iterdir():
@@ -71,7 +71,7 @@ def test_sentinel_lists_what_is_there(run):
     content = run.publish()
     assert read_json(run.sentinel) == content
     hashes = run.hashes()
-    del hashes[folder.MARK]
+    del hashes[to_folder.MARK]
     assert {f["path"]: f["sha256"] for f in content["files"]} == hashes
     assert all(f["size"] == (run.target / f["path"]).stat().st_size for f in content["files"])
     assert content["bytes"] == sum(f["size"] for f in content["files"])
@@ -102,7 +102,7 @@ def test_a_changed_ranking_replaces_and_removes_shards_and_leaves_foreign_files(
     assert all(path.read_text() == "mine" for path in foreign)
     assert set(strict.published()["id"].to_pylist()) == set(strict.truth)
     listed = {f["path"] for f in read_json(strict.sentinel)["files"]}
-    assert after - listed == {folder.MARK, *(p.relative_to(run.target).as_posix() for p in foreign)}
+    assert after - listed == {to_folder.MARK, *(p.relative_to(run.target).as_posix() for p in foreign)}
 
 
 @pytest.mark.parametrize("foreign", ["README.md", "assets/metrics.png", "data/train-00000-of-00001.parquet"])
@@ -113,7 +113,7 @@ def test_a_data_set_of_somebody_else_is_not_replaced(run, foreign):
     with pytest.raises(SpeechmillError, match=r"not written by speechmill.*publish\.path"):
         run.publish()
     assert path.read_text() == "mine"
-    (run.target / folder.MARK).touch()
+    (run.target / to_folder.MARK).touch()
     run.publish()
 
 
@@ -150,7 +150,7 @@ def test_a_killed_process_is_completed_by_the_next(run, tmp_path):
     program = """
 import json, os, signal, sys
 from pathlib import Path
-from speechmill.publish import folder, shards
+from speechmill.publish import shards, to_folder
 from speechmill.publish.survey import Batch
 real, calls = shards.write_data, iter(range(100))
 def dying(sink, **arguments):
@@ -161,7 +161,7 @@ def dying(sink, **arguments):
 shards.write_data = dying
 batches, profile, summary, source, config, target, sentinel = json.load(open(sys.argv[1]))
 batches = [Batch(name, Path(ranking), (Path(enhanced),)) for name, enhanced, ranking in batches]
-folder.publish_folder(batches, profile, summary, source, config, Path(target), Path(sentinel))
+to_folder.publish_folder(batches, profile, summary, source, config, Path(target), Path(sentinel))
 """
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "arguments.json")], check=False)
     assert done.returncode == -9
@@ -172,7 +172,7 @@ folder.publish_folder(batches, profile, summary, source, config, Path(target), P
 
 
 def test_what_is_read_back_is_compared(run, monkeypatch):
-    real = folder._remove_stale
+    real = to_folder._remove_stale
 
     def corrupting(target, keep):
         real(target, keep)
@@ -180,8 +180,8 @@ def test_what_is_read_back_is_compared(run, monkeypatch):
         path.write_bytes(path.read_bytes()[:-1] + b"X")
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "_remove_stale", corrupting)
-        with pytest.raises(SpeechmillError, match="read back, 1 files"):
+        patch.setattr(to_folder, "_remove_stale", corrupting)
+        with pytest.raises(SpeechmillError, match="1 files differ from what was written"):
             run.publish()
     assert not run.sentinel.exists()
     run.publish()

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from speechmill import owner
-from speechmill.attempts import FILE, jobs, read_attempts
 from speechmill.errors import SpeechmillError
-from speechmill.files import write_json
 from speechmill.monitor import record as module
 from speechmill.monitor.record import RunReader, record, record_and_jobs
+from speechmill.runlog import run_lock
+from speechmill.runlog.attempts import FILE, jobs, read_attempts
+from speechmill.storage.files import write_json
 
 from .runs_account import Account
 
@@ -187,8 +187,11 @@ def test_states(account):
     account.begin(7)
     account.end(8, "stopped")  # what is published is of before
     assert record(account.run_dir)["state"] == "stopped"
-    owner.sign(account.run_dir / owner.SUPERVISED)  # between two starts of Snakemake
+    lock = run_lock.RunLock(account.run_dir)
+    lock.take()  # between two starts of Snakemake
     assert record(account.run_dir)["state"] == "running"
+    lock.file.write_text(lock.file.read_text().replace(f'"pid": {os.getpid()}', '"pid": 1'))
+    assert record(account.run_dir)["state"] == "interrupted"
 
 
 def test_files_of_a_run_from_before_its_account_are_counted(account):
@@ -302,7 +305,7 @@ def test_ten_thousand_jobs_are_read_in_seconds(tmp_path):
             lines += [json.dumps(values | {"event": "submitted"}), json.dumps(values | {"event": "finished"} | WORK)]
     with open(account.run_dir / FILE, "a") as file:
         file.write("\n".join(lines) + "\n")
-    begin = time.monotonic()
+    begin = time.process_time()
     found = record(account.run_dir)
     assert found["rules"]["score"] == {"finished": 2500}
-    assert time.monotonic() - begin < 30
+    assert time.process_time() - begin < 60  # of a processor: two or three

@@ -12,10 +12,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from speechmill.errors import LedgerError
-from speechmill.files import read_json
 from speechmill.report import plots, summary
-from speechmill.report.summary import Distribution, funnel, merge_ranking, overview
-from speechmill.shards import RANKING, write_table
+from speechmill.report.summary import funnel, merge_ranking, overview
+from speechmill.storage.files import read_json
+from speechmill.tables.parquet_io import conform, write_table
+from speechmill.tables.schemas import RANKING, ranking_schema
+from speechmill.utils import statistics
+from speechmill.utils.statistics import Distribution
 
 from .report_corpus import METRICS, SKIPPED, SOURCE, TIMING, VERSIONS, Corpus, ranked
 
@@ -45,8 +48,8 @@ def test_quantiles_of_few_values_are_exact(values, share):
 
 
 def test_many_values_take_bounded_memory_within_the_documented_error(monkeypatch):
-    monkeypatch.setattr(summary, "MAX_DISTINCT", 2_000)
-    monkeypatch.setattr(summary, "PENDING", 5_000)
+    monkeypatch.setattr(statistics, "MAX_DISTINCT", 2_000)
+    monkeypatch.setattr(statistics, "PENDING", 5_000)
     random = np.random.default_rng(3)
     values = np.concatenate([random.normal(12, 8, 60_000), -random.lognormal(-9, 2, 20_000), np.zeros(5_000)])
     random.shuffle(values)
@@ -75,7 +78,7 @@ def test_many_values_take_bounded_memory_within_the_documented_error(monkeypatch
     st.integers(1, 60),
 )
 def test_values_are_rounded_as_little_as_needed(values, most, pending):
-    with mock.patch.multiple(summary, MAX_DISTINCT=most, PENDING=pending):
+    with mock.patch.multiple(statistics, MAX_DISTINCT=most, PENDING=pending):
         found = Distribution()
         for value in values:
             found.add(np.array([value]))
@@ -171,6 +174,26 @@ def test_small_batches_share_a_row_group(corpus, tmp_path, monkeypatch):
     assert len(sizes) < 8
     assert max(sizes) <= 25
     assert pq.read_table(tmp_path / "merged.parquet")["id"].to_pylist() == [row["id"] for row in corpus.rows] * 2
+
+
+@pytest.mark.parametrize("copied_rows", [1, 30])
+def test_large_row_groups_are_copied_in_their_place(corpus, tmp_path, monkeypatch, copied_rows):
+    """Files whose row groups are large, small, without rows, and with another metric, in turn."""
+    monkeypatch.setattr(summary, "COPIED_ROWS", copied_rows)
+    table = conform(pq.read_table(corpus.ranking[0]), ranking_schema(sorted(METRICS)))
+    tables = [table, table.slice(0, 7), table.slice(0, 0), table.drop(["snr_db"]), table.slice(3), table.slice(5, 9)]
+    files = [tmp_path / f"b{number}.parquet" for number in range(len(tables))]
+    for part, file in zip(tables, files, strict=True):
+        write_table(part, file, row_group_size=20)
+    merge_ranking(files, tmp_path / "merged.parquet")
+    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    with pq.ParquetFile(tmp_path / "merged.parquet") as merged:
+        assert merged.schema_arrow.equals(ranking_schema(sorted(METRICS)))
+        names = merged.schema_arrow.names
+        assert merged.read().to_pylist() == [{name: row.get(name) for name in names} for row in rows]
+        groups = [merged.read_row_group(number) for number in range(merged.num_row_groups)]
+    assert pa.concat_tables(groups).to_pylist() == pq.read_table(tmp_path / "merged.parquet").to_pylist()
+    assert (len(groups) > 1) == (copied_rows == 1)
 
 
 # Charts

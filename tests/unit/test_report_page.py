@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 import pyarrow.parquet as pq
 import pytest
 
-from speechmill.files import read_json
 from speechmill.report.page import write_report
 from speechmill.report.summary import overview, summarize
-from speechmill.text import plain
+from speechmill.storage.files import read_json
+from speechmill.utils.text import plain
 
 from .report_corpus import CONFIG, EVIL, VERSIONS, Corpus, ranked
 

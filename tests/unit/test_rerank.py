@@ -12,19 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from speechmill.cli import main
+from speechmill.analysis.rerank import decide_again, preview, publish_plan, read_weights, reasons, setting_line
+from speechmill.cli.main import main
 from speechmill.config import validate_config
 from speechmill.errors import ConfigError, SpeechmillError
-from speechmill.files import read_json, write_json
-from speechmill.ledger import STATES, check_batch
 from speechmill.metrics import all_metrics
 from speechmill.ranking.decide import rank_batch
 from speechmill.ranking.profile import Criterion, FrozenProfile, Gate, freeze, load_profile
-from speechmill.removal import add_removals, is_removed, speaker_key
+from speechmill.ranking.removals import add_removals, is_removed, speaker_key
+from speechmill.ranking.states import STATES, check_batch
 from speechmill.report.summary import merge_ranking, overview, summarize
-from speechmill.rerank import decide_again, preview, publish_plan, read_weights, reasons, setting_line
-from speechmill.runs import make_plan, merged_config, plan_config
-from speechmill.shards import LEDGER, write_table
+from speechmill.runs.plan import make_plan, merged_config, plan_config
+from speechmill.storage.files import read_json, write_json
+from speechmill.tables.parquet_io import write_table
+from speechmill.tables.schemas import LEDGER
 
 CONFIG = Path(__file__).parents[2] / "config"
 MEASURED = sorted(
@@ -259,7 +260,8 @@ def test_a_profile_in_a_file_is_found_from_anywhere(tmp_path, monkeypatch):
     assert found["setting"]["profile"] == str(tmp_path / "mine.yaml")
     plan = publish_plan(run.folder, found)
     write_json(
-        run.folder / "run.json", dataclasses.asdict(dataclasses.replace(plan, config=["rank={profile: mine.yaml}"]))
+        run.folder / "run.json",
+        dataclasses.asdict(dataclasses.replace(plan, config=["dataset=nowhere", "rank={profile: mine.yaml}"])),
     )
     monkeypatch.chdir("/")
     with pytest.raises(ConfigError, match="unknown data set"):

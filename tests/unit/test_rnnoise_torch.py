@@ -9,7 +9,7 @@ from scipy.signal import lfilter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from speechmill.audio.resample import resample
-from speechmill.engine import pad
+from speechmill.engine.tensors import pad
 from speechmill.enhance import rnnoise_torch, rnnoise_weights
 from speechmill.enhance.rnnoise import DELAY, FRAME, HIGH_PASS, RNNoise, _library, denoise
 from speechmill.enhance.rnnoise_pitch import _chain

@@ -7,14 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import speechmill.metrics.job as job
-from speechmill import parts
+import speechmill.metrics.score_batch as job
 from speechmill.audio.encode import encode_flac
+from speechmill.audio.vad import vad_versions
+from speechmill.engine import checkpoint
 from speechmill.errors import SpeechmillError
-from speechmill.files import sha256_file
 from speechmill.metrics.signal import SignalGroup
-from speechmill.shards import ENHANCED, models_of, write_table
-from speechmill.vad import vad_versions
+from speechmill.storage.files import sha256_file
+from speechmill.tables.parquet_io import write_table
+from speechmill.tables.schemas import ENHANCED, models_of
 
 from .metric_clips import RATE, speech_clips
 
@@ -122,7 +123,7 @@ def test_small_windows_and_an_interruption_change_nothing(shard, monkeypatch):
     scores = shard.parent.parent / "scores.parquet"
     before = scores.read_bytes()
     scores.unlink()
-    monkeypatch.setattr(parts, "PART_SECONDS", 0)
+    monkeypatch.setattr(checkpoint, "PART_SECONDS", 0)
     real, loaded = job._load, []
 
     def load(path, row):

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 
-from speechmill.intervals import wilson
 from speechmill.ranking.advice import advise
 from speechmill.ranking.decide import rank_batch
 from speechmill.ranking.profile import Criterion, FrozenProfile, Gate
 from speechmill.ranking.sensitivity import move, sensitivity
 from speechmill.ranking.topsis import closeness
-from speechmill.shards import LEDGER
+from speechmill.tables.schemas import LEDGER
+from speechmill.utils.statistics import wilson
 
 PROFILE = FrozenProfile(
     name="test",

@@ -4,8 +4,8 @@ import stat
 
 import pytest
 
-from speechmill import slurm
-from speechmill.slurm import Job, failing_nodes, job_resources, megabytes, parse_minutes, run_prefix
+from speechmill.cluster import slurm
+from speechmill.cluster.slurm import Job, failing_nodes, job_resources, megabytes, parse_minutes, run_prefix
 
 CLUSTER = {
     "account": "speech",

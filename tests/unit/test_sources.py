@@ -12,8 +12,9 @@ import soundfile
 from speechmill.audio.decode import DecodeLimits, decode
 from speechmill.config import validate_config
 from speechmill.errors import ClipError, SourceError
-from speechmill.manifest import build_manifest, clip_id, describe_source, read_batch, read_batches
 from speechmill.sources import open_source
+from speechmill.sources.manifest import build_manifest, clip_id, describe_source, read_batch
+from speechmill.tables.batches import read_batches
 
 from .. import corpora
 from ..corpora import list_and_read
@@ -134,7 +135,10 @@ def test_metadata_is_joined_by_path(folder, suffix):
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(b"file\tsentence\na.wav\tx\n", "no column 'path'"), (b"path\n\xff\xfe\n", "not UTF-8")],
+    [
+        (b"file\tsentence\na.wav\tx\n", "no column 'path'"),
+        (b"path\n\xff\xfe\n", "No row is usable.*line 2: the text is not valid in utf-8"),
+    ],
 )
 def test_unusable_metadata_is_named(folder, content, expected):
     file = folder / "meta.tsv"

@@ -3,9 +3,9 @@
 import json
 import time
 
-from speechmill.cli import main
-from speechmill.files import write_json
-from speechmill.status import status_text
+from speechmill.cli.main import main
+from speechmill.monitor.status import status_text
+from speechmill.storage.files import write_json
 
 from .runs_account import Account
 

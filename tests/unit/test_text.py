@@ -2,7 +2,7 @@
 
 import pytest
 
-from speechmill.text import plain
+from speechmill.utils.text import plain
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from speechmill.ranking.advice import advise, critic_weights, entropy_weights
 from speechmill.ranking.profile import Criterion, freeze
-from speechmill.ranking.topsis import closeness, scale, scale_all
+from speechmill.ranking.topsis import closeness, distance_shares, scale, scale_all
 
 BENEFIT = Criterion("snr", "g", -5.0, 35.0, "benefit", 0.4)
 COST = Criterion("clip", "g", 1e-5, 1e-2, "cost", 0.2, scale="log10")
@@ -252,3 +252,20 @@ def test_advice_on_nothing(tmp_path):
         advice = advise(paths, freeze(PROFILE, ["x", "y"]))
         assert advice["rows"] == 0
         assert advice["criteria"]["x"]["entropy"] is None
+
+
+@settings(max_examples=100)
+@given(matrices)
+def test_shares_of_the_distance_add_up_over_what_is_measured(matrix):
+    shares = distance_shares(matrix, WEIGHTS)
+    assert np.array_equal(np.isnan(shares), np.isnan(matrix))
+    known = np.nan_to_num(shares)
+    assert ((known >= 0) & (known <= 1 + 1e-12)).all()
+    away = np.nan_to_num((np.array(WEIGHTS) * (1 - matrix)) ** 2).sum(1) > 0
+    assert known.sum(1) == pytest.approx(away.astype(float))
+
+
+def test_equally_far_criteria_share_the_distance_by_the_squares_of_their_weights():
+    shares = distance_shares(np.full((1, 4), 0.5), WEIGHTS)[0]
+    squares = np.square(WEIGHTS)
+    assert shares == pytest.approx(squares / squares.sum())

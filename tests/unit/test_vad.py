@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speechmill import vad as vad_module
-from speechmill.engine import length_batches, pad
+from speechmill.audio import vad as vad_module
+from speechmill.audio.vad import CHUNK, RATE, SileroVad, VadOptions, longest_pause_s, speech_seconds, speech_segments
+from speechmill.engine.batches import length_batches
+from speechmill.engine.tensors import pad
 from speechmill.errors import SpeechmillError
-from speechmill.vad import CHUNK, RATE, SileroVad, VadOptions, longest_pause_s, speech_seconds, speech_segments
 from tests.unit.metric_clips import compositions, speech_clips
 
 

@@ -6,11 +6,12 @@ import pytest
 import soundfile
 
 from speechmill.config import validate_config
-from speechmill.enhance.job import enhance_batch
-from speechmill.manifest import build_manifest, describe_source, read_batches
-from speechmill.metrics.job import score_batch
+from speechmill.enhance.enhance_batch import enhance_batch
+from speechmill.metrics.score_batch import score_batch
 from speechmill.preflight import preflight
 from speechmill.sources import open_source
+from speechmill.sources.manifest import build_manifest, describe_source
+from speechmill.tables.batches import read_batches
 
 from ..runs import ROOT, SPEECH
 
@@ -35,7 +36,7 @@ def enhanced_and_scored(corpus, directory, metrics, batch_seconds):
     (batch,) = read_batches(directory / "manifest" / "batches.tsv")
     manifest = directory / "manifest" / f"{batch['batch']}.json"
     shard, ledger, scores = (directory / name for name in ("shard.parquet", "ledger.parquet", "scores.parquet"))
-    found = preflight(config, ROOT / "config", directory)
+    found = preflight(config, directory)
     enhance_batch(manifest, source, None, config, found, "cpu", 2, shard, ledger)
     score_batch(shard, config, found, "cpu", 2, scores)
     rows = {row["source_file"]: row for row in pq.read_table(shard).to_pylist()}

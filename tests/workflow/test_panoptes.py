@@ -7,9 +7,10 @@ import subprocess
 
 import pytest
 
-from speechmill.files import read_json
+from speechmill.storage.files import read_json
 
 from ..panoptes import Panoptes
+from ..patience import seconds
 from ..runs import Run, make_corpus, wait_for
 
 SECRET = "kSa7-geheim"
@@ -68,9 +69,9 @@ def test_a_run_that_is_stopped_is_cancelled(how, run, real):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    wait_for(lambda: (found := of_run(real, run)) and real.jobs(found["id"]), 60)
+    wait_for(lambda: (found := of_run(real, run)) and real.jobs(found["id"]))
     (process.send_signal if how == signal.SIGTERM else lambda number: os.killpg(process.pid, number))(how)
-    assert process.wait(60) == 1
+    assert process.wait(seconds(600)) == 1
     found = of_run(real, run)
     assert found["status"] == "Cancelled"
     assert {job["status"] for job in real.jobs(found["id"]).values()} == {"Done" if how == signal.SIGTERM else "Error"}

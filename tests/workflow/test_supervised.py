@@ -3,15 +3,22 @@
 import subprocess
 import sys
 
-from speechmill.files import read_json
+from speechmill.storage.files import read_json
 
+from ..patience import seconds
 from ..runs import RESULTS, Run, make_corpus
 
 
 def speechmill(run: Run, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "speechmill", *arguments]
     return subprocess.run(
-        command, cwd=run.directory, env=run.environment(), capture_output=True, text=True, timeout=1800, check=False
+        command,
+        cwd=run.directory,
+        env=run.environment(),
+        capture_output=True,
+        text=True,
+        timeout=seconds(1800),
+        check=False,
     )
 
 

@@ -9,12 +9,18 @@ import zipfile
 
 import pytest
 
+from ..patience import seconds
 from ..runs import ROOT, Run
 
 
 def snakemake(*arguments, **kwargs):
     return subprocess.run(
-        [sys.executable, "-m", "snakemake", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=900, **kwargs
+        [sys.executable, "-m", "snakemake", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=seconds(900),
+        **kwargs,
     )
 
 
@@ -105,7 +111,7 @@ def test_the_slurm_profile_plans_without_a_cluster_by_name_too(tmp_path):
     (tmp_path / "snakemake" / "local").mkdir(parents=True)
     made = subprocess.run(["make", "profiles"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert made.returncode == 2
-    assert f"{tmp_path}/snakemake/local is yours" in made.stderr
+    assert f"{tmp_path}/snakemake/local is your own profile" in made.stderr
     assert (tmp_path / "snakemake" / "slurm").resolve() == ROOT / "profiles" / "slurm"
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "-n", "--profile", "slurm"]
     command += ["--directory", str(tmp_path), "--config", "dataset=demo", f"source={{path: {tmp_path}}}"]

@@ -32,6 +32,14 @@
     if (!(there / total >= data.min_coverage - 1e-9)) return -1;
     return 1 / (1 + Math.sqrt(ideal) / Math.sqrt(anti));
   };
+  // Each group's share of the squared distance to the ideal, if all criteria are equally far from it.
+  const distances = (weight) => {
+    const total = weight.reduce((sum, w) => sum + w * w, 0);
+    return data.groups.map((group) => {
+      const own = weight.reduce((sum, w, i) => sum + (data.criteria[i].group === group.name ? w * w : 0), 0);
+      return total ? own / total : 0;
+    });
+  };
   const decide = (weight) => Float64Array.from({ length: seconds.length }, (_, clip) => closeness(clip, weight));
   const before = decide(spread(weights));
 
@@ -111,6 +119,8 @@
     byId("whatif-error").textContent = nothing ? said : `${byId("whatif-clips").textContent} clips, ${byId("whatif-hours").textContent}. ${said}`;
     form.querySelector("output[for=whatif-threshold]").textContent = short(threshold);
     sliders.forEach((one) => { one.nextElementSibling.textContent = short(weights[nameOf(one)]); });
+    const shares = distances(spread(weights));
+    form.querySelectorAll("small[data-distance]").forEach((one) => { one.textContent = `${(100 * shares[one.dataset.distance]).toFixed(0)} % of the distance`; });
     const groups = [...data.groups.map((group) => [group.name, rounded(weights[group.name])]), ...data.fixed.map((name) => [name, "0"])];
     const inner = moved ? `, weights: {${groups.map(([name, weight]) => `${yaml(name)}: ${weight}`).join(", ")}}` : data.weights;
     byId("whatif-config").textContent = `rank: {profile: ${yaml(data.setting)}, threshold: ${threshold}${inner}}`;

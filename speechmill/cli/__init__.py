@@ -1,0 +1,1 @@
+"""The command line `speechmill`. The top of the package: nothing imports it."""

@@ -1,0 +1,1 @@
+"""General helpers: text, times, threads, statistics, differences, schema. Imports only `errors`."""
